@@ -1,0 +1,1 @@
+//! iSCSI (RFC 7143) over the command core.

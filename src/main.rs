@@ -1,0 +1,2 @@
+//! The `vscsi` program.
+fn main() {}

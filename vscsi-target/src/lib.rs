@@ -1,0 +1,1 @@
+//! The SCSI command core.
