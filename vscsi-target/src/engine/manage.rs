@@ -1,0 +1,5 @@
+//! Task management functions.
+
+/// A task management function on its way over all reactors.
+#[derive(Debug)]
+pub struct Sweep {}

@@ -1,0 +1,269 @@
+//! I_T nexuses and their I_T_L nexuses.
+
+use super::{
+    Attention, LogicalUnit, Target,
+    attention::Attentions,
+    reservation::{Denied, NexusId},
+};
+use libsrp::Lun;
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+/// What a command of one I_T_L nexus has to be checked for, as bits of [`Itl::attention`].
+pub mod bit {
+    /// A unit attention is pending.
+    pub const UNIT_ATTENTION: u32 = 1;
+    /// Another nexus's reservation denies reads.
+    pub const READ_DENIED: u32 = 2;
+    /// Another nexus's reservation denies writes.
+    pub const WRITE_DENIED: u32 = 4;
+    /// Another nexus's RESERVE denies nearly everything.
+    pub const LEGACY_DENIED: u32 = 8;
+}
+
+/// The fixed facts about an I_T nexus.
+#[derive(Debug)]
+pub struct NexusInfo {
+    /// Unique in this process.
+    pub id: u64,
+    /// What reservations know it by: TransportID and relative target port.
+    pub identity: NexusId,
+    /// The initiator port's name as a person writes it (iSCSI: the initiator's name).
+    pub initiator: String,
+    /// The target it reaches.
+    pub target: Arc<Target>,
+    /// Relative target port identifier.
+    pub port: u16,
+}
+
+/// An I_T nexus. Dropping it is an I_T nexus loss: the transport must have its tasks aborted first.
+pub struct Nexus {
+    /// The fixed facts.
+    pub info: Arc<NexusInfo>,
+    table: Mutex<Arc<LunTable>>,
+    generation: AtomicU64,
+}
+
+/// The logical units of one nexus by number.
+#[derive(Debug, Default)]
+pub struct LunTable {
+    by_number: Vec<Option<Arc<Itl>>>,
+}
+
+impl LunTable {
+    /// The I_T_L nexus at a logical unit number.
+    pub fn at(&self, number: u16) -> Option<&Arc<Itl>> {
+        self.by_number.get(usize::from(number))?.as_ref()
+    }
+
+    /// All of them with their numbers, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (u16, &Arc<Itl>)> {
+        (0u16..).zip(&self.by_number).filter_map(|(number, itl)| Some((number, itl.as_ref()?)))
+    }
+}
+
+impl Nexus {
+    /// Establishes a nexus between an initiator port and a port of `target`; its logical units
+    /// each start with a power-on unit attention.
+    pub fn establish(
+        target: Arc<Target>,
+        port: u16,
+        identity: NexusId,
+        initiator: String,
+    ) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let nexus = Arc::new(Self {
+            info: Arc::new(NexusInfo {
+                id: NEXT.fetch_add(1, Ordering::Relaxed),
+                identity,
+                initiator,
+                target,
+                port,
+            }),
+            table: Mutex::default(),
+            generation: AtomicU64::new(1),
+        });
+        nexus.info.target.attach(&nexus);
+        nexus.remap(None);
+        nexus
+    }
+
+    /// Takes over the target's LUN map: logical units that stay keep their I_T_L nexus and its
+    /// unit attentions, new ones get one. `condition` is established on those that stayed.
+    pub(super) fn remap(&self, condition: Option<Attention>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fresh = LunTable::default();
+        for (number, lu) in self.info.target.luns_for(&self.info.initiator) {
+            let itl = match table.at(number) {
+                Some(old) if old.lu.id == lu.id => {
+                    if let Some(condition) = condition {
+                        old.establish(condition);
+                    }
+                    Arc::clone(old)
+                }
+                _ => Itl::new(Arc::clone(&self.info), number, lu),
+            };
+            let at = usize::from(number);
+            if fresh.by_number.len() <= at {
+                fresh.by_number.resize_with(at + 1, || None);
+            }
+            fresh.by_number[at] = Some(itl);
+        }
+        *table = Arc::new(fresh);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// The table now.
+    pub fn table(&self) -> Arc<LunTable> {
+        Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl fmt::Debug for Nexus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "nexus {} of {}", self.info.id, self.info.initiator)
+    }
+}
+
+impl Drop for Nexus {
+    fn drop(&mut self) {
+        // An I_T nexus loss releases a legacy reservation and lifts removal prevention.
+        for (_, itl) in self.table().iter() {
+            itl.lu.update(|state| {
+                state.reservations.nexus_loss(&self.info.identity);
+                state.preventers.retain(|&id| id != self.info.id);
+                if state.aca == Some(self.info.id) {
+                    state.aca = None;
+                }
+            });
+        }
+    }
+}
+
+/// A transport's view of a nexus, kept on one reactor: looking a LUN up costs one relaxed load
+/// while the map does not change.
+#[derive(Debug)]
+pub struct NexusView {
+    nexus: Arc<Nexus>,
+    table: Arc<LunTable>,
+    seen: u64,
+}
+
+impl NexusView {
+    /// A view of `nexus`.
+    pub fn new(nexus: Arc<Nexus>) -> Self {
+        let seen = nexus.generation.load(Ordering::Acquire);
+        Self { table: nexus.table(), nexus, seen }
+    }
+
+    /// The nexus.
+    pub fn nexus(&self) -> &Arc<Nexus> {
+        &self.nexus
+    }
+
+    /// The fixed facts.
+    pub fn info(&self) -> &Arc<NexusInfo> {
+        &self.nexus.info
+    }
+
+    /// The LUN table, brought up to date.
+    pub fn table(&mut self) -> &Arc<LunTable> {
+        let now = self.nexus.generation.load(Ordering::Acquire);
+        if now != self.seen {
+            self.table = self.nexus.table();
+            self.seen = now;
+        }
+        &self.table
+    }
+
+    /// The I_T_L nexus a LUN field addresses.
+    pub fn find(&mut self, lun: Lun) -> Option<&Arc<Itl>> {
+        let number = lun.number()?;
+        self.table().at(number)
+    }
+}
+
+/// An I_T_L nexus: one logical unit as one I_T nexus sees it.
+#[derive(Debug)]
+pub struct Itl {
+    /// The I_T nexus.
+    pub nexus: Arc<NexusInfo>,
+    /// Its logical unit number.
+    pub number: u16,
+    /// The logical unit.
+    pub lu: Arc<LogicalUnit>,
+    attention: AtomicU32,
+    pending: Mutex<Attentions>,
+}
+
+impl Itl {
+    fn new(nexus: Arc<NexusInfo>, number: u16, lu: Arc<LogicalUnit>) -> Arc<Self> {
+        let itl = Arc::new(Self {
+            nexus,
+            number,
+            lu,
+            attention: AtomicU32::new(bit::UNIT_ATTENTION),
+            pending: Mutex::new(Attentions::power_on()),
+        });
+        itl.lu.attach(&itl);
+        itl
+    }
+
+    /// What to check, of [`bit`]; 0 nearly always.
+    pub fn attention(&self) -> u32 {
+        self.attention.load(Ordering::Acquire)
+    }
+
+    /// Establishes a unit attention.
+    pub fn establish(&self, condition: Attention) {
+        self.with_pending(|pending| pending.establish(condition));
+    }
+
+    /// Takes the next unit attention to report.
+    pub fn take_attention(&self) -> Option<Attention> {
+        self.with_pending(Attentions::take)
+    }
+
+    /// Drops a condition the initiator has learnt of by other means.
+    pub fn clear_attention(&self, condition: Attention) {
+        self.with_pending(|pending| pending.clear(condition));
+    }
+
+    /// The next unit attention and how many are pending, left in place.
+    pub fn peek_attention(&self) -> (Option<Attention>, usize) {
+        self.with_pending(|pending| (pending.peek(), pending.len()))
+    }
+
+    fn with_pending<R>(&self, with: impl FnOnce(&mut Attentions) -> R) -> R {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = with(&mut pending);
+        if pending.is_empty() {
+            self.attention.fetch_and(!bit::UNIT_ATTENTION, Ordering::AcqRel);
+        } else {
+            self.attention.fetch_or(bit::UNIT_ATTENTION, Ordering::AcqRel);
+        }
+        result
+    }
+
+    pub(super) fn set_reservation_bits(&self, denied: Denied) {
+        let all = bit::READ_DENIED | bit::WRITE_DENIED | bit::LEGACY_DENIED;
+        let mut bits = 0;
+        if denied.read {
+            bits |= bit::READ_DENIED;
+        }
+        if denied.write {
+            bits |= bit::WRITE_DENIED;
+        }
+        if denied.legacy {
+            bits |= bit::LEGACY_DENIED;
+        }
+        let _ = self
+            .attention
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(old & !all | bits));
+    }
+}

@@ -1,0 +1,3 @@
+//! Commands of SPC: every device type has them.
+
+pub mod mode;
