@@ -1,0 +1,1 @@
+//! Headers as literal bytes, both ways.
