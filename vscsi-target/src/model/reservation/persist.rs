@@ -1,0 +1,334 @@
+//! Persistence through power loss: the saved form of a logical unit's reservations, and the file
+//! that holds it (SPC-4 5.13.5.1).
+//!
+//! A save is a new file, synced, renamed over the old one, and the directory synced: whatever
+//! happens, either the old or the new state is there whole. A file that cannot be understood is an
+//! error for whoever starts the target to act upon. It is never taken for "no reservations".
+//!
+//! These calls block; they belong on the slow path.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::num::NonZeroU64;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Capabilities, NexusId, Persist, Persistent, Registration, ReservationType, Reservations,
+    TransportId, TransportIdError,
+};
+
+/// The file one logical unit's reservations are saved in.
+#[derive(Clone, Debug)]
+pub struct Store {
+    path: PathBuf,
+}
+
+impl Store {
+    /// A store in this file, whose directory has to exist. `PATH.new` is used while saving.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Does what [`super::Effects::persist`] asks for. Returns once it is durable.
+    pub fn apply(&self, persist: Persist, state: &Reservations) -> Result<(), StoreError> {
+        match persist {
+            Persist::Unchanged => Ok(()),
+            Persist::Save => self.save(state),
+            Persist::Remove => self.remove(),
+        }
+    }
+
+    /// What was saved, or `None` when nothing is. After a power on, call
+    /// [`Reservations::power_on`] on it.
+    pub fn load(&self, capabilities: Capabilities) -> Result<Option<Reservations>, StoreError> {
+        let mut text = Vec::new();
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(self.io("open", e)),
+        };
+        file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(|e| self.io("read", e))?;
+        if text.len() as u64 > MAX_FILE {
+            return Err(StoreError::TooLarge { path: self.path.clone() });
+        }
+        let state = Reservations::from_json(&text, capabilities)
+            .map_err(|source| StoreError::Content { path: self.path.clone(), source })?;
+        Ok(Some(state))
+    }
+
+    /// Replaces what is saved.
+    pub fn save(&self, state: &Reservations) -> Result<(), StoreError> {
+        let text = state.to_json().map_err(|source| StoreError::Content {
+            path: self.path.clone(),
+            source: SavedError::Json(source),
+        })?;
+        let mut new = self.path.clone().into_os_string();
+        new.push(".new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)
+            .map_err(|e| self.io("create", e))?;
+        file.write_all(&text).map_err(|e| self.io("write", e))?;
+        file.sync_all().map_err(|e| self.io("sync", e))?;
+        fs::rename(&new, &self.path).map_err(|e| self.io("rename", e))?;
+        self.sync_directory()
+    }
+
+    /// Removes what is saved, if anything is.
+    pub fn remove(&self) -> Result<(), StoreError> {
+        match fs::remove_file(&self.path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(self.io("remove", e)),
+        }
+        self.sync_directory()
+    }
+
+    fn sync_directory(&self) -> Result<(), StoreError> {
+        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
+        File::open(parent.unwrap_or_else(|| Path::new(".")))
+            .and_then(|directory| directory.sync_all())
+            .map_err(|e| self.io("sync the directory of", e))
+    }
+
+    fn io(&self, what: &'static str, source: io::Error) -> StoreError {
+        StoreError::Io { what, path: self.path.clone(), source }
+    }
+}
+
+/// Why a store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The operating system refused.
+    #[error("cannot {what} the reservations in {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file is larger than any saved state.
+    #[error("{path} is larger than any saved reservations ({MAX_FILE} bytes)")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file does not hold a valid state.
+    #[error("{path} holds no valid reservations: {source}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SavedError,
+    },
+}
+
+/// What is wrong with a saved state.
+#[derive(Debug, thiserror::Error)]
+pub enum SavedError {
+    /// Not JSON of the right shape: cut off, a key missing, unknown or of another type.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// Written by a version with another format.
+    #[error("format version {0} is not supported (this is {VERSION})")]
+    Version(u32),
+    /// A reservation key is not `0x` and 16 hexadecimal digits, or is zero.
+    #[error("{0:?} is no reservation key")]
+    Key(String),
+    /// A TransportID is not pairs of hexadecimal digits.
+    #[error("{0:?} is not hexadecimal")]
+    Hex(String),
+    /// A TransportID is malformed.
+    #[error("TransportID {id}: {source}")]
+    TransportId {
+        /// Its digits.
+        id: String,
+        /// Its fault.
+        source: TransportIdError,
+    },
+    /// Bytes follow a TransportID.
+    #[error("TransportID {0} is longer than it says")]
+    TrailingBytes(String),
+    /// The readable name tells another port than the TransportID.
+    #[error("{name:?} is not the name of TransportID {id}")]
+    Name {
+        /// The name.
+        name: String,
+        /// The TransportID's digits.
+        id: String,
+    },
+    /// A nexus is registered twice.
+    #[error("{0:?} is registered twice")]
+    Duplicate(NexusId),
+    /// More registrations than the logical unit takes.
+    #[error("{count} registrations, but at most {max} are allowed")]
+    TooMany {
+        /// How many are saved.
+        count: usize,
+        /// How many are allowed.
+        max: usize,
+    },
+    /// The holder is not registered, or an all registrants reservation has no registration.
+    #[error("the reservation's holder is not registered")]
+    HolderNotRegistered,
+    /// A holder is named for an all registrants reservation, or none for another type.
+    #[error("a reservation of type {0:?} is saved with the wrong kind of holder")]
+    Holder(ReservationType),
+}
+
+impl Reservations {
+    /// The saved form: everything but a RESERVE reservation, which no power loss survives.
+    pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let saved = Saved {
+            version: VERSION,
+            generation: self.generation,
+            reservation: self.persistent.as_ref().map(|held| SavedReservation {
+                kind: held.kind,
+                holder: held.holder.as_ref().map(SavedNexus::from),
+            }),
+            registrations: self
+                .registrations
+                .iter()
+                .map(|r| SavedRegistration {
+                    key: format!("{:#018x}", r.key),
+                    nexus: SavedNexus::from(&r.nexus),
+                })
+                .collect(),
+        };
+        let mut text = serde_json::to_vec_pretty(&saved)?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    /// Reads the saved form, and checks every invariant of the state.
+    ///
+    /// Only a state with APTPL set is ever saved, so that is what this gives.
+    pub fn from_json(text: &[u8], capabilities: Capabilities) -> Result<Self, SavedError> {
+        let SavedVersion { version } = serde_json::from_slice(text)?;
+        if version != VERSION {
+            return Err(SavedError::Version(version));
+        }
+        let saved: Saved = serde_json::from_slice(text)?;
+        let (count, max) = (saved.registrations.len(), capabilities.max_registrations);
+        if count > max {
+            return Err(SavedError::TooMany { count, max });
+        }
+        let mut state =
+            Self { generation: saved.generation, aptpl: true, ..Self::new(capabilities) };
+        for saved in saved.registrations {
+            let key = parse_key(&saved.key).ok_or(SavedError::Key(saved.key))?;
+            let nexus = saved.nexus.parse()?;
+            if state.key_of(&nexus).is_some() {
+                return Err(SavedError::Duplicate(nexus));
+            }
+            state.registrations.push(Registration { nexus, key });
+        }
+        if let Some(SavedReservation { kind, holder }) = saved.reservation {
+            if holder.is_some() == kind.is_all_registrants() {
+                return Err(SavedError::Holder(kind));
+            }
+            let holder = holder.map(SavedNexus::parse).transpose()?;
+            let registered = match &holder {
+                Some(holder) => state.key_of(holder).is_some(),
+                None => !state.registrations.is_empty(),
+            };
+            if !registered {
+                return Err(SavedError::HolderNotRegistered);
+            }
+            state.persistent = Some(Persistent { kind, holder });
+        }
+        Ok(state)
+    }
+}
+
+/// Read first, so that another version is named as such whatever else it holds.
+#[derive(Deserialize)]
+struct SavedVersion {
+    version: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    version: u32,
+    generation: u32,
+    #[serde(deserialize_with = "Option::deserialize")]
+    reservation: Option<SavedReservation>,
+    registrations: Vec<SavedRegistration>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedReservation {
+    #[serde(rename = "type")]
+    kind: ReservationType,
+    #[serde(deserialize_with = "Option::deserialize")]
+    holder: Option<SavedNexus>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedRegistration {
+    key: String,
+    nexus: SavedNexus,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedNexus {
+    name: String,
+    transport_id: String,
+    relative_target_port: u16,
+}
+
+impl From<&NexusId> for SavedNexus {
+    fn from(nexus: &NexusId) -> Self {
+        let bytes = nexus.transport_id.as_bytes().iter();
+        Self {
+            name: nexus.transport_id.to_string(),
+            transport_id: bytes.map(|b| format!("{b:02x}")).collect(),
+            relative_target_port: nexus.relative_target_port,
+        }
+    }
+}
+
+impl SavedNexus {
+    fn parse(self) -> Result<NexusId, SavedError> {
+        let Self { name, transport_id: id, relative_target_port } = self;
+        let Some(bytes) = parse_hex(&id) else { return Err(SavedError::Hex(id)) };
+        let (transport_id, used) = match TransportId::parse(&bytes) {
+            Ok(parsed) => parsed,
+            Err(source) => return Err(SavedError::TransportId { id, source }),
+        };
+        if used != bytes.len() {
+            return Err(SavedError::TrailingBytes(id));
+        }
+        if transport_id.to_string() != name {
+            return Err(SavedError::Name { name, id });
+        }
+        Ok(NexusId::new(transport_id, relative_target_port))
+    }
+}
+
+fn parse_key(text: &str) -> Option<NonZeroU64> {
+    let bytes = parse_hex(text.strip_prefix("0x")?)?;
+    NonZeroU64::new(u64::from_be_bytes(bytes.try_into().ok()?))
+}
+
+fn parse_hex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let pairs = pairs.iter().map(|&[high, low]| Some(digit(high)? << 4 | digit(low)?));
+    if rest.is_empty() { pairs.collect() } else { None }
+}
+
+const VERSION: u32 = 1;
+const MAX_FILE: u64 = 16 << 20;
