@@ -114,7 +114,7 @@ pub mod flag {
 }
 
 /// One command.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// Operation code.
     pub opcode: u8,
@@ -187,10 +187,11 @@ impl Row {
 
 /// The service action of a CDB that has one (SPC-5 4.2.5): low five bits of byte 1, or bytes 8-9 of
 /// a variable length CDB.
-pub fn service_action(cdb: &[u8]) -> u16 {
-    match cdb {
-        [0x7F, ..] => Length::U16(8).read(cdb) as u16,
-        [_, byte, ..] => u16::from(byte & 0x1F),
+pub const fn service_action(cdb: &[u8]) -> u16 {
+    match *cdb {
+        [0x7F, _, _, _, _, _, _, _, high, low, ..] => u16::from_be_bytes([high, low]),
+        [0x7F, ..] => 0,
+        [_, byte, ..] => (byte & 0x1F) as u16,
         _ => 0,
     }
 }

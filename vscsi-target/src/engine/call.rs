@@ -1,7 +1,7 @@
 //! What a command handler is given.
 
 use crate::{
-    model::{Itl, LogicalUnit, Model, lu::LuState},
+    model::{Itl, LogicalUnit, Model, lu::LuState, nexus::LunTable, reservation::NexusId},
     sense::Sense,
 };
 use std::sync::MutexGuard;
@@ -13,6 +13,8 @@ pub struct Call<'a> {
     pub model: &'a Model,
     /// The I_T_L nexus it came by.
     pub itl: &'a Itl,
+    /// The logical units of the I_T nexus.
+    pub table: &'a LunTable,
     /// The CDB, at least as long as the row's usage map.
     pub cdb: &'a [u8],
     /// Data-Out: as much as the CDB asked for, or as the initiator sent if that was less.
@@ -20,6 +22,9 @@ pub struct Call<'a> {
     /// Data-In: the whole answer. The engine truncates it to the allocation length and to what the
     /// initiator takes, so a handler never looks at either.
     pub reply: &'a mut Vec<u8>,
+    /// I_T nexuses whose tasks on this logical unit the engine aborts once the handler is done,
+    /// except the task of this call (PREEMPT AND ABORT).
+    pub abort: &'a mut Vec<NexusId>,
 }
 
 impl Call<'_> {
