@@ -82,7 +82,7 @@ pub enum TaskAttribute {
 }
 
 /// A SCSI command as every transport hands it to the core.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command<'a> {
     /// The initiator's tag.
     pub tag: Tag,
@@ -128,7 +128,7 @@ pub enum TaskFunction {
 }
 
 /// A task management request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskManagement {
     /// The tag of this request.
     pub tag: Tag,
