@@ -4,7 +4,8 @@
 //! [`Reservations::prepare_out`] returns the next state together with its [`Effects`]; the owner
 //! persists that state if asked to, swaps it in, establishes the unit attentions, aborts the tasks,
 //! and only then answers GOOD. When persisting fails it keeps the old state, so that nothing was
-//! acknowledged that a power loss would undo.
+//! acknowledged that a power loss would undo. Between preparing and swapping in, the state must not
+//! change: the owner lets one reservation command of a logical unit in at a time.
 //!
 //! An owner caches [`Reservations::denied`] for each nexus and refreshes it after every change.
 
@@ -13,6 +14,8 @@ mod legacy;
 mod nexus;
 mod out;
 pub mod persist;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     model::Attention,
