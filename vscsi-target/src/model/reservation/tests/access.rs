@@ -1,21 +1,23 @@
 use super::*;
 
-/// Type; what a registrant that does not hold it may do; what an unregistered nexus may do.
-/// Each as (read, write).
-const TABLE: [(Type, (bool, bool), (bool, bool)); 6] = [
-    (Type::WriteExclusive, (true, false), (true, false)),
-    (Type::ExclusiveAccess, (false, false), (false, false)),
-    (Type::WriteExclusiveRegistrantsOnly, (true, true), (true, false)),
-    (Type::ExclusiveAccessRegistrantsOnly, (true, true), (false, false)),
-    (Type::WriteExclusiveAllRegistrants, (true, true), (true, false)),
-    (Type::ExclusiveAccessAllRegistrants, (true, true), (false, false)),
+/// Type; whether a registrant that does not hold it may read and write; whether an unregistered
+/// nexus may read and write.
+const TABLE: [(Type, [bool; 4]); 6] = [
+    (Type::WriteExclusive, [true, false, true, false]),
+    (Type::ExclusiveAccess, [false, false, false, false]),
+    (Type::WriteExclusiveRegistrantsOnly, [true, true, true, false]),
+    (Type::ExclusiveAccessRegistrantsOnly, [true, true, false, false]),
+    (Type::WriteExclusiveAllRegistrants, [true, true, true, false]),
+    (Type::ExclusiveAccessAllRegistrants, [true, true, false, false]),
 ];
 
 #[test]
 fn each_type_gives_each_nexus_the_access_of_the_standard() {
-    for (kind, registrant, other) in TABLE {
+    for (kind, [r_read, r_write, o_read, o_write]) in TABLE {
         let unit = Unit::reserved(kind, 2);
-        for (n, (read, write)) in [(1, (true, true)), (2, registrant), (3, other)] {
+        for (n, (read, write)) in
+            [(1, (true, true)), (2, (r_read, r_write)), (3, (o_read, o_write))]
+        {
             let denied = unit.0.denied(&nexus(n));
             assert_eq!((!denied.read, !denied.write), (read, write), "{kind:?}, nexus {n}");
             assert_eq!(unit.0.permits(&nexus(n), Access::Read), read);
