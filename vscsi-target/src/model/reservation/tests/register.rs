@@ -116,6 +116,15 @@ fn specified_initiator_ports_are_registered_with_the_sender() {
 }
 
 #[test]
+fn specifying_the_sender_itself_is_no_fault_though_another_port_knows_it() {
+    let mut unit = Unit::new();
+    unit.send(1, REGISTER, 0, list(0, 5, ALL_TG_PT)).unwrap();
+    unit.send(1, REGISTER, 0, list(5, 0, 0)).unwrap();
+    unit.send(1, REGISTER, 0, spec_list(0, 6, ALL_TG_PT, &[initiator(1)])).unwrap();
+    assert_eq!(unit.keys(), [5, 6]);
+}
+
+#[test]
 fn specified_initiator_ports_that_cannot_be_registered_register_nobody() {
     let registered = || {
         let mut unit = Unit::new();

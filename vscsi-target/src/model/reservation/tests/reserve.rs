@@ -157,6 +157,7 @@ fn move_with_a_bad_parameter_points_at_it() {
         (changed(|list| list[23] = 20), parameter_fault(20, None)),
         (changed(|list| list[23] -= 1), parameter_fault(20, None)),
         (changed(|list| list[24] = 0x4F), parameter_fault(24, None)),
+        (changed(|list| list[27] -= 4), parameter_fault(20, None)),
         (changed(|list| list.truncate(30)), bare_fault(0x1A, 0)),
         (changed(|list| list[20] = 1), bare_fault(0x1A, 0)),
     ] {
