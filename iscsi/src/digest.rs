@@ -90,7 +90,7 @@ mod tests {
     fn read_10_command_gives_the_vector_of_the_rfc() {
         let mut header = [0; 48];
         header[..2].copy_from_slice(&[0x01, 0xC0]);
-        header[19] = 0x14;
+        header[16] = 0x14;
         header[22] = 0x04;
         header[27] = 0x14;
         header[31] = 0x18;
