@@ -5,6 +5,7 @@
 //! target costs no CPU. Everything an endpoint does happens on its reactor, in batches: events in,
 //! completions out, one flush an endpoint at the end of each turn.
 
+pub(crate) mod pages;
 pub mod pool;
 pub mod postbox;
 pub mod ring;
