@@ -1,0 +1,36 @@
+//! What the fuzz targets run, as plain functions, so that the stable toolchain replays their
+//! corpora too (`cargo test --no-default-features`).
+//!
+//! A function takes any bytes and returns; it panics only when a promise is broken: what parses
+//! must be emitted and parse to the same again, and nothing may leave its bounds. To add a target:
+//! a function and its seeds in the file of its crate, a row in [`TARGETS`], a wrapper in
+//! `fuzz_targets/` with its `[[bin]]`, then `cargo run --no-default-features --example seeds`.
+
+pub mod srp;
+
+/// A fuzz target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// The name of its binary and of its folder in `corpus/`.
+    pub name: &'static str,
+    /// What it runs.
+    pub run: fn(&[u8]),
+    /// The inputs to start from.
+    pub seeds: fn() -> Vec<Seed>,
+}
+
+/// An input to start from.
+#[derive(Clone, Debug)]
+pub struct Seed {
+    /// The name of its file.
+    pub name: &'static str,
+    /// The input.
+    pub bytes: Vec<u8>,
+}
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    Target { name: "srp_iu", run: srp::iu, seeds: srp::iu_seeds },
+    Target { name: "srp_descriptors", run: srp::descriptors, seeds: srp::descriptor_seeds },
+    Target { name: "viosrp", run: srp::viosrp, seeds: srp::viosrp_seeds },
+];
