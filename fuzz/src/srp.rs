@@ -78,10 +78,10 @@ pub fn viosrp(data: &[u8]) {
             }
         }
     }
-    if let Some(bytes) = data.first_chunk() {
-        if let Some(Address::LogicalUnit(unit)) = Address::parse(Lun(*bytes)) {
-            assert_eq!(unit.to_lun(), Lun(*bytes));
-        }
+    if let Some(bytes) = data.first_chunk()
+        && let Some(Address::LogicalUnit(unit)) = Address::parse(Lun(*bytes))
+    {
+        assert_eq!(unit.to_lun(), Lun(*bytes));
     }
     if let Ok(mad) = Mad::parse(data) {
         let len = mad.emit(&mut out).expect("what parses can be emitted");

@@ -35,8 +35,9 @@ pub struct LoginParameters {
     pub max_immediate: Option<u32>,
     /// Whether a nexus may have several channels.
     pub multi_channel: bool,
-    /// Partition clients ask for length 0 or more than fits, name formats wrongly and read
-    /// residuals their own way: take them as they are.
+    /// How residuals are told. With [`ResidualFlavour::Vscsi`] the other habits of partition
+    /// clients are taken as they are too: they ask for length 0 or more than fits, name formats
+    /// wrongly and leave descriptor counts unset.
     pub flavour: ResidualFlavour,
 }
 
@@ -68,12 +69,13 @@ impl LoginParameters {
     pub fn agree(&self, request: &LoginReq) -> Result<ChannelParameters, RejectReason> {
         let vscsi = self.flavour == ResidualFlavour::Vscsi;
         let asked = request.max_initiator_iu;
-        // Immediate data is what makes units long, so without it a longer request is harmless:
-        // the answer states what is taken.
+        let fits = asked <= self.max_initiator_iu;
         let max_initiator_iu = match asked {
             0 if vscsi => self.max_initiator_iu,
             0..MIN_INITIATOR_IU => return Err(RejectReason::Unspecified),
-            _ if vscsi || asked <= self.max_initiator_iu => asked.min(self.max_initiator_iu),
+            // Immediate data is what makes Linux ask for long units. It does not ask again after
+            // a refusal, but does without immediate data where that is not granted.
+            _ if fits || vscsi || request.immediate.is_some() => asked.min(self.max_initiator_iu),
             _ => return Err(RejectReason::IuTooLong),
         };
         let formats = if vscsi { request.formats.leniently() } else { request.formats };
@@ -91,8 +93,11 @@ impl LoginParameters {
         let immediate = request
             .immediate
             .zip(self.max_immediate)
-            .filter(|(offset, _)| *offset >= MIN_IMMEDIATE_OFFSET)
-            .map(|(offset, max_len)| ImmediateRules { offset, max_len });
+            .filter(|(offset, _)| fits && *offset >= MIN_IMMEDIATE_OFFSET)
+            .and_then(|(offset, max_len)| {
+                let room = max_initiator_iu.checked_sub(offset.into())?;
+                Some(ImmediateRules { offset, max_len: max_len.min(room) })
+            });
         Ok(ChannelParameters {
             nexus: Nexus { initiator: request.initiator_port, target: request.target_port },
             max_initiator_iu,
@@ -131,8 +136,7 @@ pub struct ChannelParameters {
 }
 
 impl ChannelParameters {
-    /// The acceptance to send. The I→T length in it is the target's own: Linux complains of one
-    /// below what it asked for.
+    /// The acceptance to send.
     pub fn accept(&self, request: &LoginReq, result: MultiChannelResult) -> LoginRsp {
         LoginRsp {
             tag: request.tag,
@@ -178,6 +182,15 @@ impl RequestLimit {
         }
     }
 
+    /// Counts a request that will never be answered and whose credit the initiator takes back by
+    /// itself, as Linux's ibmvscsi does for a command it aborted. Nothing is owed.
+    pub fn forget(&mut self) {
+        if self.outstanding > 0 {
+            self.outstanding -= 1;
+            self.available = self.available.saturating_add(1);
+        }
+    }
+
     /// The delta for the answer that goes out now: the request it answers and what is owed.
     pub fn answer(&mut self) -> i32 {
         let answered = self.outstanding.min(1);
@@ -206,8 +219,9 @@ impl RequestLimit {
     }
 
     fn grant(&mut self, answered: u32) -> i32 {
-        let delta = answered.saturating_add(self.owed).min(i32::MAX as u32);
-        self.owed = 0;
+        let due = answered.saturating_add(self.owed);
+        let delta = due.min(i32::MAX as u32);
+        self.owed = due - delta;
         self.available = self.available.saturating_add(delta);
         delta.cast_signed()
     }
@@ -264,8 +278,25 @@ mod tests {
     }
 
     #[test]
-    fn too_long_units_are_refused_over_rdma_and_cut_for_partitions() {
+    fn immediate_data_never_exceeds_the_unit() {
+        let login = LoginReq { max_initiator_iu: 276, ..request() };
+        let channel = LoginParameters::SRP.agree(&login).unwrap();
+        assert_eq!(channel.data.immediate, Some(ImmediateRules { offset: 68, max_len: 208 }));
+        let login = LoginReq { max_initiator_iu: 276, immediate: Some(277), ..request() };
+        assert_eq!(LoginParameters::SRP.agree(&login).unwrap().data.immediate, None);
+    }
+
+    #[test]
+    fn too_long_units_for_immediate_data_are_cut_without_it() {
         let login = LoginReq { max_initiator_iu: 8277, ..request() };
+        let channel = LoginParameters::SRP.agree(&login).unwrap();
+        assert_eq!((channel.max_initiator_iu, channel.data.immediate), (8276, None));
+        assert!(!channel.accept(&login, MultiChannelResult::NoOthers).immediate);
+    }
+
+    #[test]
+    fn too_long_units_are_refused_over_rdma_and_cut_for_partitions() {
+        let login = LoginReq { max_initiator_iu: 8277, immediate: None, ..request() };
         assert_eq!(LoginParameters::SRP.agree(&login), Err(RejectReason::IuTooLong));
         assert_eq!(LoginParameters::VSCSI.agree(&login).unwrap().max_initiator_iu, 256);
     }
@@ -348,6 +379,23 @@ mod tests {
         assert_eq!(limit.settle(), 1);
         assert_eq!(limit.settle(), 0);
         assert_eq!(limit, RequestLimit::new(4));
+    }
+
+    #[test]
+    fn forgotten_requests_are_credited_by_the_initiator() {
+        let mut limit = RequestLimit::new(4);
+        limit.take().unwrap();
+        limit.take().unwrap();
+        limit.forget();
+        assert_eq!(limit.answer(), 1);
+        assert_eq!(limit, RequestLimit::new(4));
+    }
+
+    #[test]
+    fn owed_credit_beyond_a_delta_is_kept() {
+        let owed = i32::MAX as u32 + 5;
+        let mut limit = RequestLimit { available: 0, outstanding: 0, owed };
+        assert_eq!((limit.settle(), limit.settle(), limit.settle()), (i32::MAX, 5, 0));
     }
 
     #[test]

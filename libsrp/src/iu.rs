@@ -1,4 +1,6 @@
 //! Any information unit, by the side that sends it (SRP clause 6).
+//!
+//! A login over RDMA/CM has a layout of its own: [`LoginReq::parse_compact`].
 
 use thiserror::Error;
 
