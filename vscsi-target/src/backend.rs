@@ -11,7 +11,7 @@ pub mod null;
 use crate::reactor::{ring::Ring, sg::Segment};
 use std::io;
 
-pub use file::File;
+pub use file::{File, FileOptions, OpenError};
 pub use mem::Mem;
 pub use null::Null;
 
@@ -154,6 +154,14 @@ impl Backend {
     /// the kernel may have dropped the data.
     pub fn flush(&self) -> io::Result<()> {
         each!(self, backend => backend.flush())
+    }
+
+    /// A flush or a forced write that [`Backend::start`] queued has failed. Where completed writes may
+    /// be lost with that, all flushes and forced writes fail from now on.
+    pub fn failed(&self, error: &io::Error) {
+        if let Self::File(file) = self {
+            file.failed(error);
+        }
     }
 
     /// Blocking: deallocates; the range reads as zeroes afterwards.
