@@ -6,9 +6,13 @@
 
 pub mod backend;
 pub mod engine;
+pub mod limits;
 pub mod model;
 pub mod opcode;
 pub mod reactor;
 pub mod sbc;
 pub mod sense;
 pub mod spc;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,6 +1,10 @@
 //! Commands of SPC: every device type has them.
 
+pub mod inquiry;
 pub mod mode;
+pub mod ports;
+pub mod report_luns;
+pub mod request_sense;
 
 use crate::{engine::Call, opcode::Fail};
 

@@ -96,6 +96,7 @@ pub struct LogicalUnit {
     pub counters: Box<[Counters]>,
     flags: AtomicU32,
     state: Mutex<LuState>,
+    turn: Mutex<()>,
     itls: Mutex<Vec<Weak<Itl>>>,
 }
 
@@ -127,6 +128,7 @@ impl LogicalUnit {
                 sanitize_failed: false,
                 aca: None,
             }),
+            turn: Mutex::new(()),
             itls: Mutex::new(Vec::new()),
         };
         lu.update(|_| ());
@@ -156,6 +158,12 @@ impl LogicalUnit {
     /// Looks at the shared state. Never hold it over input or output.
     pub fn state(&self) -> MutexGuard<'_, LuState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no other command prepares a change that has to be stored before it is made.
+    /// Held over input and output, so only on worker threads.
+    pub fn take_turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the shared state and brings the flags and every nexus's reservation bits in line.
