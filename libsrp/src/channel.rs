@@ -243,6 +243,8 @@ const _: () = assert!(LoginParameters::VSCSI.max_target_iu as usize >= Rsp::HEAD
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::Tag;
 
@@ -404,5 +406,33 @@ mod tests {
         limit.abandon();
         assert_eq!(limit.answer(), 0);
         assert_eq!(limit, RequestLimit::new(4));
+    }
+
+    proptest! {
+        #[test]
+        fn credit_is_neither_made_nor_lost(
+            initial in 2..8_u32,
+            steps in prop::collection::vec(0..5_u8, 0..200),
+        ) {
+            let mut limit = RequestLimit::new(initial);
+            let mut initiator = i64::from(initial);
+            for step in steps {
+                match step {
+                    0 if limit.take().is_ok() => initiator -= 1,
+                    0 => prop_assert_eq!(limit.available(), 0),
+                    1 => limit.abandon(),
+                    2 if limit.outstanding() > 0 => {
+                        limit.forget();
+                        initiator += 1;
+                    }
+                    2 => {}
+                    3 => initiator += i64::from(limit.answer()),
+                    _ => initiator += i64::from(limit.settle()),
+                }
+                prop_assert_eq!(i64::from(limit.available()), initiator);
+                let total = limit.available() + limit.outstanding() + limit.owed();
+                prop_assert_eq!(total, initial);
+            }
+        }
     }
 }

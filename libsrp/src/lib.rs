@@ -8,6 +8,9 @@
 //! Nothing here allocates, reads a clock or panics on a peer's bytes. `parse` makes every check;
 //! nobody checks again. Codes without a name are kept as numbers. Layouts follow the T10 SRP
 //! standard with the SRP2 immediate data that Linux uses, and LoPAR for VIOSRP.
+//!
+//! Not here: InfiniBand device management, and so far the state machine of a channel, of which
+//! [`channel`] has the values.
 
 #![no_std]
 #![forbid(unsafe_code)]
