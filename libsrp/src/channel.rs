@@ -237,8 +237,8 @@ pub struct LimitExceeded {
 
 /// The shortest unit length an initiator may ask for: a login request.
 const MIN_INITIATOR_IU: u32 = LoginReq::LEN as u32;
-/// No CMD has room for immediate data in front of this.
-const MIN_IMMEDIATE_OFFSET: u16 = 48;
+/// A CMD's header and the length word end here, so no immediate data can start earlier.
+const MIN_IMMEDIATE_OFFSET: u16 = 52;
 const _: () = assert!(LoginParameters::VSCSI.max_target_iu as usize >= Rsp::HEADER_LEN);
 
 #[cfg(test)]
@@ -274,9 +274,12 @@ mod tests {
     }
 
     #[test]
-    fn immediate_offset_within_the_header_is_not_granted() {
-        let login = LoginReq { immediate: Some(47), ..request() };
-        assert_eq!(LoginParameters::SRP.agree(&login).unwrap().data.immediate, None);
+    fn immediate_offset_within_the_length_word_is_not_granted() {
+        let granted = |offset| {
+            let login = LoginReq { immediate: Some(offset), ..request() };
+            LoginParameters::SRP.agree(&login).unwrap().data.immediate.is_some()
+        };
+        assert_eq!([0, 48, 51, 52, 69].map(granted), [false, false, false, true, true]);
     }
 
     #[test]

@@ -266,6 +266,14 @@ mod tests {
     }
 
     #[test]
+    fn payload_of_the_longest_length_is_accepted() {
+        let mut longest = [0; 4096];
+        longest[72..74].copy_from_slice(&4028_u16.to_be_bytes());
+        let capabilities = Capabilities::parse(&longest).unwrap();
+        assert_eq!(capabilities.iter().next().unwrap().value.len(), 4020);
+    }
+
+    #[test]
     fn entry_without_length_is_refused() {
         let mut bytes = linux_request();
         bytes[73] = 0;
