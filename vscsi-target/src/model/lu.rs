@@ -60,6 +60,8 @@ pub struct LuState {
     pub busy: Option<Sense>,
     /// A SANITIZE failed: every media access is refused until one succeeds.
     pub sanitize_failed: bool,
+    /// That SANITIZE had AUSE set: EXIT FAILURE MODE may end the failed state.
+    pub sanitize_may_exit: bool,
     /// The nexus that an ACA condition is established for.
     pub aca: Option<u64>,
 }
@@ -126,6 +128,7 @@ impl LogicalUnit {
                 preventers: Vec::new(),
                 busy: None,
                 sanitize_failed: false,
+                sanitize_may_exit: false,
                 aca: None,
             }),
             turn: Mutex::new(()),

@@ -1,0 +1,120 @@
+//! Operations on the whole medium that take long: FORMAT UNIT and SANITIZE.
+//!
+//! While one runs, [`LuState::busy`] makes the engine refuse everything that needs the medium and
+//! says how far it is. With IMMED it runs on a thread of its own, which holds the logical unit and
+//! stops early when that is taken out of service.
+
+use crate::{
+    model::{LogicalUnit, LuState, lu::flag},
+    opcode::Fail,
+    sense::{Sense, key},
+};
+use std::{sync::Arc, thread};
+
+/// What is to be done.
+pub(super) struct Long<W> {
+    /// The logical unit.
+    pub lu: Arc<LogicalUnit>,
+    /// Answer before it is done.
+    pub immediate: bool,
+    /// How it is reported while it runs.
+    pub shown: Sense,
+    /// The work itself.
+    pub work: W,
+    /// What its end changes, given whether it succeeded.
+    pub finish: fn(&mut LuState, bool),
+}
+
+impl<W> Long<W>
+where
+    W: FnOnce(&LogicalUnit, &mut Progress<'_>) -> Result<(), Sense> + Send + 'static,
+{
+    /// Starts it, and without IMMED waits for its end. Refused while another one runs.
+    pub(super) fn run(self) -> Result<(), Fail> {
+        let Self { lu, immediate, shown, work, finish } = self;
+        lu.update(|state| match running(state) {
+            Some(busy) => Err(busy),
+            None => {
+                state.busy = Some(shown.with_progress(0));
+                Ok(())
+            }
+        })?;
+        let unit = Arc::clone(&lu);
+        let job = move || {
+            let mut progress = Progress { lu: &unit, shown, last: 0 };
+            let result = work(&unit, &mut progress);
+            unit.update(|state| {
+                state.busy = None;
+                finish(state, result.is_ok());
+            });
+            result
+        };
+        if !immediate {
+            return job().map_err(Fail::from);
+        }
+        let spawned = thread::Builder::new().name("vscsi-long".to_owned()).spawn(move || {
+            if let Err(sense) = job() {
+                tracing::error!(?sense, "an operation that was answered before its end failed");
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "no thread for a long operation");
+            lu.update(|state| state.busy = None);
+            return Err(Sense::INTERNAL_FAILURE.into());
+        }
+        Ok(())
+    }
+}
+
+/// A long operation in progress, as opposed to one that failed and left its mark.
+pub(super) fn running(state: &LuState) -> Option<Sense> {
+    state.busy.filter(|busy| busy.key != key::MEDIUM_ERROR)
+}
+
+/// Tells initiators how far a long operation is.
+#[derive(Debug)]
+pub(super) struct Progress<'a> {
+    lu: &'a LogicalUnit,
+    shown: Sense,
+    last: u16,
+}
+
+impl Progress<'_> {
+    /// `done` of `total` is done. INTERNAL TARGET FAILURE when the logical unit was taken out of
+    /// service and there is no point in going on.
+    pub(super) fn at(&mut self, done: u64, total: u64) -> Result<(), Sense> {
+        if self.lu.flags() & flag::GONE != 0 {
+            return Err(Sense::INTERNAL_FAILURE);
+        }
+        let part = u128::from(done) * 65535 / u128::from(total.max(1));
+        let part = u16::try_from(part).unwrap_or(u16::MAX);
+        if part.abs_diff(self.last) > STEP {
+            self.last = part;
+            self.lu.state().busy = Some(self.shown.with_progress(part));
+        }
+        Ok(())
+    }
+}
+
+/// Does something to the medium in parts of `step` blocks, from first to last; `pass` of `passes`.
+pub(super) fn sweep(
+    lu: &LogicalUnit,
+    progress: &mut Progress<'_>,
+    (pass, passes): (u64, u64),
+    step: u64,
+    mut part: impl FnMut(u64, u64) -> Result<(), Sense>,
+) -> Result<(), Sense> {
+    let capacity = lu.blocks();
+    let mut lba = 0;
+    while lba < capacity {
+        let done = pass.saturating_mul(capacity).saturating_add(lba);
+        progress.at(done, passes.saturating_mul(capacity))?;
+        let blocks = step.clamp(1, capacity - lba);
+        part(lba, blocks)?;
+        lba += blocks;
+    }
+    Ok(())
+}
+
+/// Progress is published in steps of about half a percent.
+const STEP: u16 = 300;
