@@ -2,6 +2,8 @@
 
 pub mod chap;
 pub mod digest;
+pub mod discovery;
+pub mod exchange;
 pub mod keys;
 pub mod login;
 pub mod names;
