@@ -84,7 +84,7 @@ pub enum Access {
 }
 
 /// Which path a command takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Lane {
     /// READ: straight to the backend.
     Read,

@@ -4,7 +4,7 @@ use crate::{
     model::{Itl, LogicalUnit, Model, lu::LuState, nexus::LunTable, reservation::NexusId},
     sense::Sense,
 };
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
 /// A command being executed outside the media lanes, on a reactor or on a worker thread.
 #[derive(Debug)]
@@ -12,8 +12,8 @@ pub struct Call<'a> {
     /// Everything exported.
     pub model: &'a Model,
     /// The I_T_L nexus it came by.
-    pub itl: &'a Itl,
-    /// The logical units of the I_T nexus.
+    pub itl: &'a Arc<Itl>,
+    /// Every logical unit its I_T nexus sees.
     pub table: &'a LunTable,
     /// The CDB, at least as long as the row's usage map.
     pub cdb: &'a [u8],

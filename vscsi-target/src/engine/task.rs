@@ -1,19 +1,18 @@
-//! Tasks and the engine that runs them on one reactor.
+//! Tasks: what a transport hands in and gets back, and the table of those in progress.
 
 use super::manage::Sweep;
 use crate::{
-    model::{Itl, Model, NexusView},
-    opcode::Fail,
+    backend::Op,
+    model::{Itl, nexus::LunTable, reservation::NexusId},
+    opcode::{Fail, Row},
     reactor::{
-        EndpointId, Mail,
-        pool::{DetachedBuf, Pool, PoolBuf},
-        ring::Ring,
+        EndpointId,
+        pool::{DetachedBuf, PoolBuf},
         sg::Segment,
-        workers::Workers,
     },
 };
-use libsrp::{Command, Response, TaskManagement};
-use std::sync::Arc;
+use libsrp::{Response, Tag, TaskAttribute};
+use std::{io, mem, sync::Arc};
 
 /// Names a task on its reactor; stale keys name nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,13 +27,24 @@ pub struct Owner {
     pub cookie: u64,
 }
 
-/// A task that waits for the transport to bring its Data-Out. Linear: give it back with
-/// [`Engine::data_arrived`] or [`Engine::abandon`]; dropping it is a bug, which a debug build
-/// panics on.
+/// A task that waits for the transport to bring its Data-Out. Linear: give it back to the engine
+/// with `data_arrived`, `fail` or `abandon`; dropping it is a bug, which a debug build panics on.
 #[derive(Debug)]
 #[must_use]
 pub struct TaskToken {
     key: TaskKey,
+}
+
+impl TaskToken {
+    pub(super) fn new(key: TaskKey) -> Self {
+        Self { key }
+    }
+
+    pub(super) fn spend(self) -> TaskKey {
+        let key = self.key;
+        mem::forget(self);
+        key
+    }
 }
 
 impl Drop for TaskToken {
@@ -43,8 +53,7 @@ impl Drop for TaskToken {
     }
 }
 
-/// Data-Out that the transport has to bring: fill `buffer[..len]`, then call
-/// [`Engine::data_arrived`].
+/// Data-Out that the transport has to bring: fill `buffer[..len]`, then give both back.
 #[derive(Debug)]
 pub struct DataOut {
     /// The task.
@@ -69,10 +78,41 @@ pub enum DataIn {
     Placed(usize),
 }
 
-/// Keeps a logical unit, and a reader's place in its gate.
+impl DataIn {
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Buffer(_, len) | Self::Placed(len) => *len,
+            Self::Lent(segment, _) => segment.len,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Keeps a logical unit alive, and a read counted in its gate, while its memory is lent.
 #[derive(Debug)]
 pub struct Hold {
-    _itl: Arc<Itl>,
+    pub(super) itl: Arc<Itl>,
+    pub(super) reactor: u16,
+    pub(super) epoch: u8,
+}
+
+impl Hold {
+    /// The I_T_L nexus that was read through.
+    pub fn itl(&self) -> &Arc<Itl> {
+        &self.itl
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.itl.lu.gate.leave(self.reactor, self.epoch);
+    }
 }
 
 /// How a task ended.
@@ -80,7 +120,7 @@ pub struct Hold {
 pub enum Outcome {
     /// Send the response.
     Respond,
-    /// It was aborted: send nothing (SAM-5 5.6, TAS=0); the data is not valid.
+    /// It was aborted: send nothing (SAM-5 5.6); the data is not valid.
     Silent,
 }
 
@@ -126,103 +166,175 @@ pub enum Submitted {
 pub struct Worked {
     /// The task.
     pub task: TaskKey,
-    /// How the handler ended.
-    pub result: Result<(), Fail>,
-    /// Its Data-In.
-    pub reply: Vec<u8>,
-    /// The Data-Out buffer.
-    pub data: Option<DetachedBuf>,
+    /// What it did.
+    pub work: Work,
 }
 
-/// One reactor's part of the command core.
+/// What a worker did.
 #[derive(Debug)]
-pub struct Engine {
-    /// Everything exported.
-    pub model: Arc<Model>,
-    /// Which reactor this is.
-    pub reactor: u16,
-    /// Buffers.
-    pub pool: Pool,
-    /// The ring.
-    pub ring: Ring,
-    workers: Arc<Workers>,
-    done: Vec<Completion>,
+pub enum Work {
+    /// It called a handler.
+    Called {
+        /// How the handler ended.
+        result: Result<(), Fail>,
+        /// Its Data-In.
+        reply: Vec<u8>,
+        /// Nexuses to abort.
+        abort: Vec<NexusId>,
+        /// The Data-Out buffer.
+        data: Option<DetachedBuf>,
+    },
+    /// It did a media operation on this buffer.
+    Moved {
+        /// How it ended.
+        result: io::Result<()>,
+        /// The memory it worked on.
+        data: Option<DetachedBuf>,
+    },
 }
 
-impl Engine {
-    /// An engine for reactor number `reactor`.
-    pub fn new(
-        model: Arc<Model>,
-        reactor: u16,
-        pool: Pool,
-        ring: Ring,
-        workers: Arc<Workers>,
-    ) -> Self {
-        Self { model, reactor, pool, ring, workers, done: Vec::new() }
+/// Where a task is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The transport is bringing its Data-Out.
+    AwaitsData,
+    /// It waits at the gate.
+    AwaitsGate,
+    /// A backend or a worker has it.
+    Running,
+    /// It ended before its Data-Out came: only the token is still out.
+    Ended,
+}
+
+/// What makes a task a media task.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Media {
+    pub(super) op: Op,
+    pub(super) lba: u64,
+    pub(super) blocks: u64,
+    /// Bytes to move between medium and memory: whole blocks.
+    pub(super) len: usize,
+}
+
+/// The transport's own memory of a task.
+#[derive(Debug, Default)]
+pub(super) struct OwnMemory {
+    pub(super) is_own: bool,
+    pub(super) segments: Vec<Segment>,
+    /// The backend was given `buffer` instead; the data has to be copied back.
+    pub(super) bounced: bool,
+}
+
+/// One task. Built on the stack, and put into the table only if it cannot end at once.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) owner: Owner,
+    pub(super) tag: Tag,
+    pub(super) itl: Arc<Itl>,
+    pub(super) row: &'static Row,
+    pub(super) attribute: TaskAttribute,
+    pub(super) stage: Stage,
+    pub(super) cdb: [u8; 32],
+    pub(super) cdb_len: u8,
+    /// What the CDB asks to move, in bytes.
+    pub(super) wanted: u64,
+    /// What the initiator sends and takes.
+    pub(super) capacity_out: u32,
+    pub(super) capacity_in: u32,
+    pub(super) media: Option<Media>,
+    /// Data-Out, or where Data-In goes.
+    pub(super) buffer: Option<PoolBuf>,
+    /// How much of the buffer is Data-Out.
+    pub(super) received: usize,
+    pub(super) own: OwnMemory,
+    pub(super) table: Option<Arc<LunTable>>,
+    /// The epoch it is counted in, once it passed the gate.
+    pub(super) epoch: Option<u8>,
+    /// The name it has at the gate, if it had to wait there or raised it.
+    pub(super) key_at_gate: Option<TaskKey>,
+    /// It holds the gate.
+    pub(super) raised: bool,
+    /// A sweep aborted it: `true` when it still ends in TASK ABORTED.
+    pub(super) aborted: Option<bool>,
+    /// Sweeps that wait for it to end.
+    pub(super) sweeps: Vec<Arc<Sweep>>,
+}
+
+impl Task {
+    pub(super) fn cdb(&self) -> &[u8] {
+        &self.cdb[..usize::from(self.cdb_len)]
     }
 
-    /// Takes a command. Its completion, if any, is delivered by [`Engine::completions`].
-    pub fn submit(
-        &mut self,
-        _nexus: &mut NexusView,
-        command: &Command<'_>,
-        _memory: Memory<'_>,
-        owner: Owner,
-    ) -> Submitted {
-        let _ = &self.workers;
-        self.done.push(Completion {
-            owner,
-            outcome: Outcome::Respond,
-            response: Response::good(command.tag),
-            data: DataIn::None,
+    pub(super) fn is_read(&self) -> bool {
+        self.media.is_some_and(|media| matches!(media.op, Op::Read))
+    }
+
+    /// The blocks it touches, for the gate.
+    pub(super) fn range(&self) -> Option<(u64, u64)> {
+        self.media.map(|media| (media.lba, media.blocks))
+    }
+}
+
+/// The tasks of a reactor that did not end at once.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    task: Option<Task>,
+}
+
+impl Table {
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(super) fn insert(&mut self, task: Task) -> TaskKey {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, task: None });
+            (self.slots.len() - 1) as u32
         });
-        Submitted::Accepted
+        let slot = &mut self.slots[index as usize];
+        slot.task = Some(task);
+        TaskKey(u64::from(slot.generation) << 32 | u64::from(index))
     }
 
-    /// The Data-Out of a task is complete. `buffer` is the one of [`DataOut`]. When the initiator
-    /// sent less than `DataOut::len`, the transport ends the task with [`Engine::fail`] instead.
-    pub fn data_arrived(&mut self, token: TaskToken, _buffer: PoolBuf) {
-        std::mem::forget(token);
+    pub(super) fn at(&mut self, key: TaskKey) -> Option<&mut Task> {
+        let slot = self.slots.get_mut(key.0 as u32 as usize)?;
+        if u64::from(slot.generation) != key.0 >> 32 {
+            return None;
+        }
+        slot.task.as_mut()
     }
 
-    /// The transport cannot bring the Data-Out: the task ends with CHECK CONDITION and this sense.
-    pub fn fail(&mut self, token: TaskToken, _sense: crate::sense::Sense) {
-        std::mem::forget(token);
+    /// Takes a task out for a moment; its key stays valid for [`Table::put_back`].
+    pub(super) fn lift(&mut self, key: TaskKey) -> Option<Task> {
+        self.at(key)?;
+        self.slots[key.0 as u32 as usize].task.take()
     }
 
-    /// The connection is gone: no completion is wanted.
-    pub fn abandon(&mut self, token: TaskToken) {
-        std::mem::forget(token);
+    pub(super) fn put_back(&mut self, key: TaskKey, task: Task) {
+        self.slots[key.0 as u32 as usize].task = Some(task);
     }
 
-    /// Takes a task management request; its completion carries the outcome. Tasks it aborts complete
-    /// with [`Outcome::Silent`] (or TASK ABORTED) before it does; those waiting for Data-Out are
-    /// completed so too, and their tokens then are stale: hand them to [`Engine::abandon`].
-    pub fn manage(&mut self, _nexus: &mut NexusView, request: &TaskManagement, owner: Owner) {
-        let _ = (request, owner);
+    pub(super) fn remove(&mut self, key: TaskKey) -> Option<Task> {
+        self.at(key)?;
+        let index = key.0 as u32;
+        let slot = &mut self.slots[index as usize];
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(index);
+        slot.task.take()
     }
 
-    /// Ends every task of an I_T nexus without responses (connection or session gone). `owner` gets
-    /// one completion when nothing of it is left.
-    pub fn abort_nexus(&mut self, _nexus: &mut NexusView, _owner: Owner) {}
-
-    /// Forgets an endpoint: its tasks run to their end, their completions go nowhere.
-    pub fn orphan(&mut self, _endpoint: EndpointId) {}
-
-    /// One round: mail, finished input and output, submission of what was queued.
-    pub fn turn(&mut self, _mail: &mut Vec<Mail>) {}
-
-    /// Moves the completions gathered so far into `into`, which must be empty.
-    pub fn completions(&mut self, into: &mut Vec<Completion>) {
-        std::mem::swap(&mut self.done, into);
-    }
-
-    /// Whether tasks are in progress, so that the reactor must not stop.
-    pub fn is_busy(&self) -> bool {
-        false
+    /// The keys of all tasks that fit.
+    pub(super) fn matching(&self, fits: impl Fn(&Task) -> bool) -> Vec<TaskKey> {
+        let keys = self.slots.iter().zip(0u64..).filter_map(|(slot, index)| {
+            fits(slot.task.as_ref()?).then_some(TaskKey(u64::from(slot.generation) << 32 | index))
+        });
+        keys.collect()
     }
 }
-
-/// Keeps the signature of sweeps in one place.
-#[derive(Debug)]
-pub struct Unused(pub Option<Arc<Sweep>>);

@@ -56,6 +56,9 @@ pub struct LunTable {
 }
 
 impl LunTable {
+    /// No logical units.
+    pub const EMPTY: Self = Self { by_number: Vec::new() };
+
     /// The I_T_L nexus at a logical unit number.
     pub fn at(&self, number: u16) -> Option<&Arc<Itl>> {
         self.by_number.get(usize::from(number))?.as_ref()

@@ -1,0 +1,205 @@
+//! Running a task that passed the gate: on the backend, on the reactor, or on a worker thread.
+
+use super::{
+    Call, Engine,
+    task::{Media, Stage, Task, TaskKey, Work, Worked},
+};
+use crate::{
+    backend::{Op, Started},
+    model::{Itl, nexus::LunTable},
+    opcode::{Fail, Lane, flag},
+    reactor::{Mail, pool::PoolBuf, sg},
+};
+use std::{io, mem, sync::Arc};
+
+impl Engine {
+    /// The gate let a task through.
+    pub(super) fn granted(&mut self, key: TaskKey, epoch: u8) {
+        // The gate knows a task until it leaves, so the key is never stale.
+        let Some(task) = self.tasks.at(key) else { return };
+        task.epoch = Some(epoch);
+        task.stage = Stage::Running;
+        if task.aborted.is_some() {
+            self.end(key, Ok(()));
+        } else {
+            self.run_at(key);
+        }
+    }
+
+    /// Runs a task that is not in the table yet.
+    pub(super) fn run(&mut self, mut task: Task) {
+        task.stage = Stage::Running;
+        match (task.media, task.row.lane) {
+            (Some(media), _) if task.itl.lu.backend.never_waits() => {
+                let result = self.start(&mut task, TaskKey(u64::MAX), media);
+                self.settle(task, result);
+            }
+            (None, Lane::Inline) => self.call_here(task),
+            _ => {
+                let key = self.tasks.insert(task);
+                self.run_at(key);
+            }
+        }
+    }
+
+    /// Runs a task of the table.
+    fn run_at(&mut self, key: TaskKey) {
+        let Some(task) = self.tasks.at(key) else { return };
+        let Some(media) = task.media else {
+            let row = task.row;
+            let waits = !task.itl.lu.backend.never_waits() || row.has(flag::PERSISTS);
+            return match row.lane {
+                Lane::Inline => self.call_at(key),
+                Lane::Exclusive(_) if !waits => self.call_at(key),
+                _ => self.call_on_worker(key),
+            };
+        };
+        // Taken out while the backend starts it, so that both can be borrowed.
+        let Some(mut task) = self.tasks.lift(key) else { return };
+        let result = self.start(&mut task, key, media);
+        self.tasks.put_back(key, task);
+        match result {
+            Started::Queued => {}
+            Started::Done(result) => self.moved(key, result),
+            Started::WouldBlock => self.move_on_worker(key, media),
+        }
+    }
+
+    fn start(&mut self, task: &mut Task, key: TaskKey, media: Media) -> Started {
+        if media.len == 0 {
+            return Started::Done(Ok(()));
+        }
+        let lu = &task.itl.lu;
+        let offset = media.lba * u64::from(lu.block_size());
+        if task.own.is_own && !task.own.bounced {
+            return lu.backend.start(&mut self.ring, key.0, media.op, offset, &task.own.segments);
+        }
+        let Some(buffer) = &mut task.buffer else {
+            return Started::Done(Err(io::ErrorKind::OutOfMemory.into()));
+        };
+        let segment = buffer.segment(media.len);
+        lu.backend.start(&mut self.ring, key.0, media.op, offset, &[segment])
+    }
+
+    /// What became of a task that is not in the table.
+    fn settle(&mut self, task: Task, result: Started) {
+        match result {
+            Started::Done(result) => self.end_media(task, result),
+            Started::Queued | Started::WouldBlock => {
+                // A backend that never waits answered as one that does.
+                self.end_media(task, Err(io::ErrorKind::WouldBlock.into()));
+            }
+        }
+    }
+
+    /// A media operation of a task of the table ended.
+    pub(super) fn moved(&mut self, key: TaskKey, result: io::Result<()>) {
+        if let Some(task) = self.tasks.remove(key) {
+            self.end_media(task, result);
+        }
+    }
+
+    fn call_at(&mut self, key: TaskKey) {
+        if let Some(task) = self.tasks.remove(key) {
+            self.call_here(task);
+        }
+    }
+
+    fn call_here(&mut self, task: Task) {
+        let mut reply = mem::take(&mut self.reply);
+        reply.clear();
+        let mut abort = Vec::new();
+        let data = task.buffer.as_ref().map_or(&[][..], PoolBuf::bytes);
+        let result = (task.row.handler)(&mut Call {
+            model: &self.model,
+            itl: &task.itl,
+            table: task.table.as_deref().unwrap_or(&LunTable::EMPTY),
+            cdb: task.cdb(),
+            data: data.get(..task.received).unwrap_or_default(),
+            reply: &mut reply,
+            abort: &mut abort,
+        });
+        self.called(task, result, &reply, abort);
+        self.reply = reply;
+    }
+
+    fn call_on_worker(&mut self, key: TaskKey) {
+        let Some(task) = self.tasks.at(key) else { return };
+        let data = task.buffer.take().map(PoolBuf::detach);
+        let (cdb, received, row) = (task.cdb().to_vec(), task.received, task.row);
+        let (itl, table) = (Arc::clone(&task.itl), task.table.clone());
+        let (model, reactor) = (Arc::clone(&self.model), self.reactor);
+        self.workers.run(Box::new(move || {
+            let (mut reply, mut abort) = (Vec::new(), Vec::new());
+            let bytes = data.as_ref().map_or(&[][..], |data| data.bytes());
+            let result = (row.handler)(&mut Call {
+                model: &model,
+                itl: &itl,
+                table: table.as_deref().unwrap_or(&LunTable::EMPTY),
+                cdb: &cdb,
+                data: bytes.get(..received).unwrap_or_default(),
+                reply: &mut reply,
+                abort: &mut abort,
+            });
+            let work = Work::Called { result, reply, abort, data };
+            model.postboxes.post(reactor, Mail::Worked(Box::new(Worked { task: key, work })));
+        }));
+    }
+
+    /// A media operation where the ring cannot be used.
+    fn move_on_worker(&mut self, key: TaskKey, media: Media) {
+        let Some(task) = self.tasks.at(key) else { return };
+        if task.buffer.is_none() {
+            // Guest memory does not go to another thread: through a buffer.
+            match self.pool.take(media.len) {
+                Some(mut buffer) => {
+                    if let (Op::Write { .. }, Some(room)) =
+                        (media.op, buffer.bytes_mut().get_mut(..media.len))
+                    {
+                        sg::gather(&task.own.segments, room);
+                    }
+                    task.own.bounced = true;
+                    task.buffer = Some(buffer);
+                }
+                None => return self.end(key, Err(Fail::Status(libsrp::Status::TASK_SET_FULL))),
+            }
+        }
+        let mut data = task.buffer.take().map(PoolBuf::detach);
+        let itl = Arc::clone(&task.itl);
+        let (model, reactor) = (Arc::clone(&self.model), self.reactor);
+        self.workers.run(Box::new(move || {
+            let bytes = data.as_mut().and_then(|data| data.bytes_mut().get_mut(..media.len));
+            let result = move_blocking(&itl, media, bytes.unwrap_or_default());
+            let work = Work::Moved { result, data };
+            model.postboxes.post(reactor, Mail::Worked(Box::new(Worked { task: key, work })));
+        }));
+    }
+
+    /// A worker finished.
+    pub(super) fn worked(&mut self, worked: Worked) {
+        let Some(mut task) = self.tasks.remove(worked.task) else { return };
+        match worked.work {
+            Work::Called { result, reply, abort, data } => {
+                task.buffer = data.map(|data| self.pool.attach(data));
+                self.called(task, result, &reply, abort);
+            }
+            Work::Moved { result, data } => {
+                task.buffer = data.map(|data| self.pool.attach(data));
+                self.end_media(task, result);
+            }
+        }
+    }
+}
+
+fn move_blocking(itl: &Itl, media: Media, bytes: &mut [u8]) -> io::Result<()> {
+    let backend = &itl.lu.backend;
+    let offset = media.lba * u64::from(itl.lu.block_size());
+    match media.op {
+        Op::Read => backend.read_at(offset, bytes),
+        Op::Write { fua } => {
+            backend.write_at(offset, bytes)?;
+            if fua { backend.flush() } else { Ok(()) }
+        }
+        Op::Flush => backend.flush(),
+    }
+}
