@@ -482,13 +482,37 @@ fn repeated_keys_are_refused_in_every_stage() {
         (SECURITY, format!("InitiatorName={HOST}\0"), "InitiatorName"),
         (SECURITY, format!("TargetName={SAN}\0"), "TargetName"),
         (SECURITY, "SessionType=Normal\0SessionType=Normal\0".into(), "SessionType"),
-        (SECURITY, "InitiatorAlias=a\0InitiatorAlias=a\0".into(), "InitiatorAlias"),
         (SECURITY, "AuthMethod=None\0AuthMethod=None\0".into(), "AuthMethod"),
         (OPERATIONAL, "InitialR2T=No\0InitialR2T=No\0".into(), "InitialR2T"),
     ] {
         let refusal = reason(at(stage), &format!("{WHO}{keys}"));
         assert_eq!(refusal, Refusal::Negotiation(NegotiationError::Repeated(name)));
         assert_eq!(refusal.status(), LoginStatus::INITIATOR_ERROR);
+    }
+}
+
+#[test]
+fn identity_repeated_in_a_later_request_is_taken_when_it_is_the_same() {
+    let (mut login, mut gate) = (Login::new(), open());
+    reply(login.request(&to(SECURITY, OPERATIONAL), WHO.as_bytes(), &mut gate));
+    let data = format!("{WHO}SessionType=Normal\0");
+    let ready = ready(login.request(&to(OPERATIONAL, FULL), data.as_bytes(), &mut gate));
+    assert_eq!(ready.connection().session_type, SessionType::Normal);
+}
+
+#[test]
+fn identity_that_changes_behind_the_gate_is_refused() {
+    for (before, after, name) in [
+        (WHO, "SessionType=Discovery\0", "SessionType"),
+        (WHO_DISCOVERS, "SessionType=Normal\0", "SessionType"),
+        (WHO_DISCOVERS, "TargetName=iqn.2026-11.org.example:san\0", "TargetName"),
+        (WHO, "TargetName=iqn.2026-11.org.example:other\0", "TargetName"),
+        (WHO, "InitiatorName=iqn.2026-11.org.example:other\0", "InitiatorName"),
+    ] {
+        let (mut login, mut gate) = (Login::new(), open());
+        reply(login.request(&to(SECURITY, OPERATIONAL), before.as_bytes(), &mut gate));
+        let step = login.request(&to(OPERATIONAL, FULL), after.as_bytes(), &mut gate);
+        assert_eq!(refused(step).reason, Refusal::Changed(name), "{after:?}");
     }
 }
 
