@@ -3,11 +3,8 @@
 
 use super::{Attention, Identity, Itl, attention::Attentions, gate::Gate};
 use crate::{
-    backend::Backend,
-    model::reservation::Reservations,
-    reactor::Postboxes,
-    sense::Sense,
-    spc::{buffer::Buffers, mode::Modes},
+    backend::Backend, model::reservation::Reservations, reactor::Postboxes, sense::Sense,
+    spc::mode::Modes,
 };
 use std::{
     path::PathBuf,
@@ -99,8 +96,6 @@ pub struct LogicalUnit {
     pub gate: Gate,
     /// Counters, one cell a reactor so that they are never shared.
     pub counters: Box<[Counters]>,
-    /// What READ BUFFER and WRITE BUFFER move.
-    pub buffers: Buffers,
     flags: AtomicU32,
     state: Mutex<LuState>,
     turn: Mutex<()>,
@@ -124,7 +119,6 @@ impl LogicalUnit {
             backend,
             gate: Gate::new(postboxes),
             counters: (0..reactors).map(|_| Counters::default()).collect(),
-            buffers: Buffers::default(),
             flags: AtomicU32::new(0),
             state: Mutex::new(LuState {
                 reservations,

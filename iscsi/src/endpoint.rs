@@ -1,0 +1,128 @@
+//! The endpoints of iSCSI on a reactor: listeners, connections in login, sessions.
+//!
+//! The methods have the shape of [`vscsi_target::reactor::Endpoint`]; a program that serves only
+//! iSCSI uses [`Endpoint`] as it is, one with more fabrics wraps it in its own enum.
+
+use crate::{
+    applicant::{Applicant, Arrival, Turn},
+    portal::{Listener, ListenerSeed},
+    session::{Joining, Session},
+};
+use std::time::Duration;
+use vscsi_target::{
+    engine::Completion,
+    reactor::{self, Cx, Ready},
+};
+
+/// An endpoint of iSCSI.
+#[derive(Debug)]
+pub enum Endpoint {
+    /// A portal's listener.
+    Listener(Box<Listener>),
+    /// A connection in login.
+    Login(Box<Applicant>),
+    /// A session with its connections.
+    Session(Box<Session>),
+}
+
+/// What makes an endpoint.
+#[derive(Debug)]
+pub enum Seed {
+    /// A portal to listen on.
+    Listener(ListenerSeed),
+    /// A connection that was accepted.
+    Connection(Arrival),
+}
+
+/// A message to an endpoint.
+#[derive(Debug)]
+pub enum Note {
+    /// To a login: the session it waited for has ended.
+    Released,
+    /// To a session: its initiator logged in anew; end at once.
+    Replaced,
+    /// To a session: a connection joins.
+    Join(Box<Joining>),
+    /// To a session: tell the initiator that it is dropped, and drop it.
+    Kick,
+    /// To all: the target stops; sessions have this long to log out.
+    Stop {
+        /// This long.
+        grace: Duration,
+    },
+}
+
+impl reactor::Endpoint for Endpoint {
+    type Seed = Seed;
+    type Note = Note;
+
+    fn open(seed: Seed, cx: &mut Cx<'_>) -> Option<Self> {
+        match seed {
+            Seed::Listener(seed) => {
+                Listener::open(seed, cx).map(|listener| Self::Listener(Box::new(listener)))
+            }
+            Seed::Connection(arrival) => {
+                Applicant::open(arrival, cx).map(|applicant| Self::Login(Box::new(applicant)))
+            }
+        }
+    }
+
+    fn note(&mut self, note: Note, cx: &mut Cx<'_>) {
+        match (self, note) {
+            (Self::Listener(listener), Note::Stop { .. }) => listener.stop(cx),
+            (Self::Session(session), note) => session.note(note, cx),
+            (this @ Self::Login(_), note) => this.login(cx, |applicant, cx| match note {
+                Note::Released => applicant.released(cx),
+                Note::Stop { .. } => applicant.stop(cx),
+                _ => Turn::Stay,
+            }),
+            _ => {}
+        }
+    }
+
+    fn ready(&mut self, source: u32, ready: Ready, cx: &mut Cx<'_>) {
+        match self {
+            Self::Listener(listener) => listener.ready(cx),
+            Self::Session(session) => session.ready(source, ready, cx),
+            Self::Login(_) => self.login(cx, |applicant, cx| applicant.ready(ready, cx)),
+        }
+    }
+
+    fn completed(&mut self, completion: Completion, cx: &mut Cx<'_>) {
+        if let Self::Session(session) = self {
+            session.completed(completion, cx);
+        }
+    }
+
+    fn expired(&mut self, cx: &mut Cx<'_>) {
+        match self {
+            Self::Listener(listener) => listener.expired(cx),
+            Self::Session(session) => session.expired(cx),
+            Self::Login(_) => self.login(cx, Applicant::expired),
+        }
+    }
+
+    fn flush(&mut self, cx: &mut Cx<'_>) {
+        if let Self::Session(session) = self {
+            session.flush(cx);
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Cx<'_>) -> bool {
+        match self {
+            Self::Session(session) => session.poll(cx),
+            _ => false,
+        }
+    }
+}
+
+impl Endpoint {
+    fn login(&mut self, cx: &mut Cx<'_>, step: impl FnOnce(&mut Applicant, &mut Cx<'_>) -> Turn) {
+        let Self::Login(applicant) = self else { return };
+        match step(applicant, cx) {
+            Turn::Stay => {}
+            Turn::Become(session) => *self = Self::Session(session),
+            Turn::Close => cx.close(),
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! A session in full feature phase: one endpoint that owns all its connections (RFC 7143 clause 4).
+//!
+//! Everything of a session happens on one reactor. Input becomes commands for the engine in
+//! [`receive`] and [`command`], Data-Out is gathered in [`transfer`], completions become PDUs in
+//! [`reply`]; [`manage`] and [`control`] hold what is not I/O, and [`ending`] how it ends.
+
+pub mod command;
+pub mod control;
+pub mod ending;
+pub mod manage;
+pub mod receive;
+pub mod reply;
+pub mod task;
+pub mod transfer;
+pub mod window;
+
+use crate::{
+    conn::{Conn, ConnSetup, Fate},
+    endpoint::Note,
+    login::{self, Granted, Refusal},
+    negotiate::{Parameters, SessionType},
+    pdu::Numbers,
+    registry::{Counters, Place, SessionFacts},
+    shared::Shared,
+};
+use ending::Ending;
+use std::{
+    net::SocketAddr,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
+};
+use task::Tasks;
+use vscsi_target::{
+    engine::{Completion, Owner},
+    model::NexusView,
+    reactor::{Cx, Ready},
+};
+use window::Window;
+
+/// A session.
+#[derive(Debug)]
+pub struct Session {
+    shared: Arc<Shared>,
+    facts: Arc<SessionFacts>,
+    kind: SessionType,
+    params: Parameters,
+    local: SocketAddr,
+    nexus: Option<NexusView>,
+    window: Window,
+    tasks: Tasks,
+    immediate: u32,
+    conns: Vec<Option<Box<Conn>>>,
+    next_ttt: u32,
+    ending: Ending,
+    /// When the session is closed if it has not logged out by itself (ns).
+    grace: Option<u64>,
+    wake: u64,
+}
+
+/// What a session starts with, when its leading login has ended.
+#[derive(Debug)]
+pub struct SessionSetup {
+    /// Configuration, registry and the way to other reactors.
+    pub shared: Arc<Shared>,
+    /// Its entry in the registry.
+    pub facts: Arc<SessionFacts>,
+    /// Normal or discovery.
+    pub kind: SessionType,
+    /// What was agreed on.
+    pub params: Parameters,
+    /// The address it came to.
+    pub local: SocketAddr,
+    /// The I_T nexus, in a normal session.
+    pub nexus: Option<NexusView>,
+    /// CmdSN of the leading login.
+    pub cmd_sn: u32,
+}
+
+/// A connection that joins a session: its login ends there.
+#[derive(Debug)]
+pub struct Joining {
+    /// The socket.
+    pub fd: OwnedFd,
+    /// The login.
+    pub ready: login::Ready,
+    /// The peer.
+    pub peer: SocketAddr,
+    /// The address it came to.
+    pub local: SocketAddr,
+    /// Received behind the last Login Request.
+    pub rest: Vec<u8>,
+    /// Of the login, still to be sent.
+    pub unsent: Vec<u8>,
+}
+
+/// The most immediate requests in progress; more are rejected (RFC 7143 4.2.2.1).
+const MAX_IMMEDIATE: u32 = 64;
+
+/// Cookie of the completion that says no task of the nexus is left.
+const NEXUS_COOKIE: u64 = u64::MAX;
+
+impl Session {
+    /// A session without connections; add the leading one with [`Session::adopt`].
+    pub fn new(setup: SessionSetup) -> Self {
+        let window = Window::new(setup.cmd_sn, setup.shared.limits.window);
+        Self {
+            shared: setup.shared,
+            facts: setup.facts,
+            kind: setup.kind,
+            params: setup.params,
+            local: setup.local,
+            nexus: setup.nexus,
+            window,
+            tasks: Tasks::default(),
+            immediate: 0,
+            conns: Vec::new(),
+            next_ttt: 0,
+            ending: Ending::No,
+            grace: None,
+            wake: u64::MAX,
+        }
+    }
+
+    /// What the registry knows of it.
+    pub fn facts(&self) -> &Arc<SessionFacts> {
+        &self.facts
+    }
+
+    /// ExpCmdSN and MaxCmdSN for a Login Response of this session.
+    pub fn numbers(&self, stat_sn: u32) -> Numbers {
+        Numbers { stat_sn, exp_cmd_sn: self.window.expected(), max_cmd_sn: self.window.highest() }
+    }
+
+    /// Takes a connection whose final Login Response was sent or is in its output. `watched` says
+    /// that the socket is being watched already, as source 0.
+    pub fn adopt(&mut self, mut conn: Box<Conn>, watched: bool, cx: &mut Cx<'_>) {
+        let index = match self.conns.iter().position(Option::is_none) {
+            Some(index) => index,
+            None => {
+                self.conns.push(None);
+                self.conns.len() - 1
+            }
+        };
+        if watched {
+            conn.watched();
+        } else if let Err(error) = conn.watch(index as u32, cx) {
+            tracing::warn!(%error, peer = %conn.peer, "cannot watch a connection");
+            conn.fate = Fate::Broken;
+        }
+        self.facts.add_connection(conn.cid, &conn.peer);
+        let waiting = !conn.rest.is_empty();
+        self.conns[index] = Some(conn);
+        self.schedule(cx);
+        if waiting {
+            self.resume(index, cx);
+        }
+    }
+
+    /// A message from elsewhere.
+    pub fn note(&mut self, note: Note, cx: &mut Cx<'_>) {
+        match note {
+            Note::Replaced => {
+                tracing::info!(initiator = %self.facts.initiator, "session is replaced");
+                self.end(cx);
+            }
+            Note::Join(joining) => self.join(*joining, cx),
+            Note::Kick => self.drop_session(),
+            Note::Stop { grace } => self.request_logout(grace, cx),
+            Note::Released => {}
+        }
+        self.settle(cx);
+    }
+
+    /// A connection joins, or takes the place of one with the same CID (RFC 7143 6.3.4).
+    fn join(&mut self, joining: Joining, cx: &mut Cx<'_>) {
+        let Joining { fd, ready, peer, local, rest, unsent } = joining;
+        let cid = ready.connection().cid;
+        let same =
+            self.conns.iter().position(|conn| conn.as_ref().is_some_and(|conn| conn.cid == cid));
+        if let Some(old) = same {
+            self.orphan_tasks(old, cx);
+            self.close_conn(old, cx);
+        }
+        let open = self.conns.iter().flatten().count();
+        let most = self.params.max_connections;
+        if self.ending != Ending::No || open >= usize::from(most) {
+            let refused = ready.refuse(Refusal::TooManyConnections(most));
+            self.shared.log_refused(&refused, &peer);
+            let mut bytes = unsent;
+            if let Some(reply) = &refused.reply {
+                reply.emit(&mut bytes);
+            }
+            let flags = nix::sys::socket::MsgFlags::MSG_NOSIGNAL;
+            let _ = nix::sys::socket::send(fd.as_raw_fd(), &bytes, flags);
+            return;
+        }
+        let numbers = self.numbers(0);
+        let (reply, logged_in) = ready.finish(Granted {
+            tsih: self.facts.tsih,
+            exp_cmd_sn: numbers.exp_cmd_sn,
+            max_cmd_sn: numbers.max_cmd_sn,
+        });
+        let setup = ConnSetup::new(fd, &logged_in, peer.to_string(), Some(local), rest);
+        let mut conn = Conn::new(setup, cx.now);
+        let mut bytes = unsent;
+        reply.emit(&mut bytes);
+        conn.output.put(&bytes);
+        self.adopt(conn, false, cx);
+    }
+
+    /// A descriptor is ready; `source` is the index of the connection.
+    pub fn ready(&mut self, source: u32, ready: Ready, cx: &mut Cx<'_>) {
+        let index = source as usize;
+        if ready.readable || ready.hangup {
+            self.receive(index, cx);
+        }
+        self.settle(cx);
+    }
+
+    /// The engine finished something.
+    pub fn completed(&mut self, completion: Completion, cx: &mut Cx<'_>) {
+        if completion.owner.cookie == NEXUS_COOKIE {
+            self.nexus_is_quiet(cx);
+            return;
+        }
+        self.answer(completion, cx);
+    }
+
+    /// The turn ends: send what was gathered.
+    pub fn flush(&mut self, cx: &mut Cx<'_>) {
+        self.settle(cx);
+        for (index, conn) in self.conns.iter_mut().enumerate() {
+            if let Some(conn) = conn {
+                conn.flush(index as u32, cx);
+            }
+        }
+        self.settle(cx);
+    }
+
+    /// A timer.
+    pub fn expired(&mut self, cx: &mut Cx<'_>) {
+        self.wake = u64::MAX;
+        self.keep_alive(cx);
+        self.settle(cx);
+        self.schedule(cx);
+    }
+
+    /// Looks for input without waiting for an event.
+    pub fn poll(&mut self, _cx: &mut Cx<'_>) -> bool {
+        // Sockets are watched; asking each of them in every polling round costs more than it gives.
+        false
+    }
+
+    fn owner(&self, slot: u32, cx: &Cx<'_>) -> Owner {
+        Owner { endpoint: cx.me, cookie: self.tasks.cookie(slot) }
+    }
+
+    fn place(&self, cx: &Cx<'_>) -> Place {
+        Place { reactor: cx.reactor, endpoint: cx.me }
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.facts.counters
+    }
+
+    /// Numbers for a PDU that carries status.
+    fn status_numbers(&self, conn: &mut Conn) -> Numbers {
+        let stat_sn = conn.next_stat_sn();
+        self.numbers(stat_sn)
+    }
+
+    /// Lets the window follow what is in progress.
+    fn open_window(&mut self) {
+        let counted = (self.tasks.len() as u32).saturating_sub(self.immediate);
+        self.window.open(counted);
+    }
+
+    /// Ends a task's bookkeeping.
+    fn forget(&mut self, slot: u32) {
+        if let Some(task) = self.tasks.at(slot) {
+            let (conn, immediate) = (task.conn as usize, task.immediate);
+            if immediate {
+                self.immediate = self.immediate.saturating_sub(1);
+            }
+            if let Some(Some(conn)) = self.conns.get_mut(conn) {
+                conn.tasks = conn.tasks.saturating_sub(1);
+            }
+            self.tasks.remove(slot);
+            self.open_window();
+        }
+    }
+
+    /// Takes a connection out to work on it beside the session; it must be put back.
+    fn lift(&mut self, index: usize) -> Option<Box<Conn>> {
+        self.conns.get_mut(index)?.take()
+    }
+
+    fn put_back(&mut self, index: usize, conn: Box<Conn>) {
+        if let Some(place) = self.conns.get_mut(index) {
+            *place = Some(conn);
+        }
+    }
+
+    /// Closes a connection's socket, and gives it up.
+    fn close_conn(&mut self, index: usize, cx: &mut Cx<'_>) {
+        if let Some(conn) = self.lift(index) {
+            cx.unwatch(conn.raw_fd());
+            self.facts.remove_connection(conn.cid);
+            let _: OwnedFd = conn.fd;
+        }
+    }
+}
