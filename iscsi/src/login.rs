@@ -270,10 +270,13 @@ impl Login {
         let text = self.incoming.take();
         let mut security = SecurityKeys::default();
         let mut operational = Vec::new();
+        let admitted = self.admission.is_some();
         for pair in pairs(&text) {
             let (name, value) = pair?;
             match keys::find(name) {
-                Some(key) if key.rule == Rule::Identity => self.identity.take(key.id, value)?,
+                Some(key) if key.rule == Rule::Identity => {
+                    self.identity.take(key.id, value, admitted)?;
+                }
                 Some(key) if key.rule == Rule::Security && request.current == Stage::Security => {
                     security.take(key.id, value)?;
                 }
@@ -489,15 +492,18 @@ struct Identity {
 }
 
 impl Identity {
-    fn take(&mut self, id: KeyId, value: &str) -> Result<(), Refusal> {
-        let repeated = match id {
+    /// Takes a key of the text that is read. `admitted` says that the gate was asked: from then
+    /// on nothing may become known that it did not judge. Some initiators (libiscsi) repeat who
+    /// they are in the operational stage, which is harmless as long as it is the same.
+    fn take(&mut self, id: KeyId, value: &str, admitted: bool) -> Result<(), Refusal> {
+        match id {
             KeyId::InitiatorName => {
                 let name = IscsiName::parse(value).map_err(Refusal::InitiatorName)?;
-                self.initiator.replace(name).is_some()
+                settle(&mut self.initiator, name, None, id, admitted)
             }
             KeyId::TargetName => {
                 let name = IscsiName::parse(value).map_err(Refusal::TargetName)?;
-                self.target.replace(name).is_some()
+                settle(&mut self.target, name, None, id, admitted)
             }
             KeyId::SessionType => {
                 let session_type = match value {
@@ -507,13 +513,34 @@ impl Identity {
                         return Err(Refusal::SessionType(other.chars().take(32).collect()));
                     }
                 };
-                self.session_type.replace(session_type).is_some()
+                let silent = Some(SessionType::default());
+                settle(&mut self.session_type, session_type, silent, id, admitted)
             }
-            // An alias is only shown, so a long one is cut.
-            _ => self.alias.replace(value.chars().take(MAX_VALUE).collect()).is_some(),
-        };
-        if repeated { Err(NegotiationError::Repeated(id.name()).into()) } else { Ok(()) }
+            _ => {
+                // An alias is only shown, so it may change, and a long one is cut.
+                self.alias = Some(value.chars().take(MAX_VALUE).collect());
+                Ok(())
+            }
+        }
     }
+}
+
+/// Keeps a value that is not there yet; `silent` is what it means that it is not.
+fn settle<T: PartialEq>(
+    slot: &mut Option<T>,
+    value: T,
+    silent: Option<T>,
+    id: KeyId,
+    admitted: bool,
+) -> Result<(), Refusal> {
+    if !admitted {
+        return match slot.replace(value) {
+            None => Ok(()),
+            Some(_) => Err(NegotiationError::Repeated(id.name()).into()),
+        };
+    }
+    let known = slot.as_ref().or(silent.as_ref());
+    if known == Some(&value) { Ok(()) } else { Err(Refusal::Changed(id.name())) }
 }
 
 fn response(request: &LoginRequest, numbers: Numbers, text_len: usize) -> LoginResponse {

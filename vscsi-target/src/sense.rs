@@ -64,6 +64,10 @@ impl Sense {
     pub const INVALID_FIELD_IN_PARAMETERS: Self = Self::new(key::ILLEGAL_REQUEST, 0x26, 0x00);
     /// PARAMETER LIST LENGTH ERROR.
     pub const PARAMETER_LIST_LENGTH: Self = Self::new(key::ILLEGAL_REQUEST, 0x1A, 0x00);
+    /// COMMAND SEQUENCE ERROR.
+    pub const COMMAND_SEQUENCE: Self = Self::new(key::ILLEGAL_REQUEST, 0x2C, 0x00);
+    /// LOGICAL UNIT FAILED SELF-TEST.
+    pub const SELF_TEST_FAILED: Self = Self::new(key::HARDWARE_ERROR, 0x3E, 0x03);
     /// SAVING PARAMETERS NOT SUPPORTED.
     pub const SAVING_NOT_SUPPORTED: Self = Self::new(key::ILLEGAL_REQUEST, 0x39, 0x00);
     /// MEDIUM NOT PRESENT.

@@ -61,7 +61,7 @@ pub struct LoginRequest {
     pub more: bool,
     /// CSG: current stage.
     pub current: Stage,
-    /// NSG: the stage to go to, meaningful with `transit`.
+    /// NSG: the stage to go to; code 0 without `transit`.
     pub next: Stage,
     /// Highest version the initiator speaks.
     pub version_max: u8,
@@ -94,7 +94,7 @@ impl LoginRequest {
             transit: raw.flags & FINAL != 0,
             more: raw.flags & CONTINUE != 0,
             current: Stage::from_code((raw.flags >> 2) & 3),
-            next: Stage::from_code(raw.flags & 3),
+            next: next_stage(raw.flags),
             version_max: raw.version_max,
             version_min: raw.version_min,
             data_len: from_len24(raw.data_len),
@@ -223,7 +223,7 @@ pub struct LoginResponse {
     pub more: bool,
     /// CSG: current stage.
     pub current: Stage,
-    /// NSG: the stage to go to; sent as 0 without `transit`.
+    /// NSG: the stage to go to; code 0 without `transit`.
     pub next: Stage,
     /// Highest version the target speaks.
     pub version_max: u8,
@@ -254,7 +254,7 @@ impl LoginResponse {
             transit: raw.flags & FINAL != 0,
             more: raw.flags & CONTINUE != 0,
             current: Stage::from_code((raw.flags >> 2) & 3),
-            next: Stage::from_code(raw.flags & 3),
+            next: next_stage(raw.flags),
             version_max: raw.version_max,
             version_active: raw.version_active,
             data_len: from_len24(raw.data_len),
@@ -292,8 +292,12 @@ impl LoginResponse {
     }
 }
 
+/// NSG is reserved, and so nothing, while T is 0 (RFC 7143 11.12.3).
+const fn next_stage(flags: u8) -> Stage {
+    if flags & FINAL != 0 { Stage::from_code(flags & 3) } else { Stage::Security }
+}
+
 const fn stages(transit: bool, more: bool, current: Stage, next: Stage) -> u8 {
-    // NSG is reserved while T is 0 (RFC 7143 11.12.3).
     let next = if transit { next.code() & 3 } else { 0 };
     bit(transit, FINAL) | bit(more, CONTINUE) | ((current.code() & 3) << 2) | next
 }

@@ -3,8 +3,11 @@
 
 use super::{Attention, Identity, Itl, attention::Attentions, gate::Gate};
 use crate::{
-    backend::Backend, model::reservation::Reservations, reactor::Postboxes, sense::Sense,
-    spc::mode::Modes,
+    backend::Backend,
+    model::reservation::Reservations,
+    reactor::Postboxes,
+    sense::Sense,
+    spc::{buffer::Buffers, mode::Modes},
 };
 use std::{
     path::PathBuf,
@@ -96,6 +99,8 @@ pub struct LogicalUnit {
     pub gate: Gate,
     /// Counters, one cell a reactor so that they are never shared.
     pub counters: Box<[Counters]>,
+    /// What READ BUFFER and WRITE BUFFER move.
+    pub buffers: Buffers,
     flags: AtomicU32,
     state: Mutex<LuState>,
     turn: Mutex<()>,
@@ -119,6 +124,7 @@ impl LogicalUnit {
             backend,
             gate: Gate::new(postboxes),
             counters: (0..reactors).map(|_| Counters::default()).collect(),
+            buffers: Buffers::default(),
             flags: AtomicU32::new(0),
             state: Mutex::new(LuState {
                 reservations,
