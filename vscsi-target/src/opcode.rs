@@ -158,7 +158,7 @@ impl Row {
                 .iter()
                 .take_while(|row| row.opcode == opcode)
                 .find(|row| row.service_action == Some(wanted))
-                .ok_or(Sense::cdb_bit(if opcode == 0x7F { 8 } else { 1 }, 4))?;
+                .ok_or_else(|| Sense::cdb_bit(if opcode == 0x7F { 8 } else { 1 }, 4))?;
         }
         row.check_usage(cdb)?;
         Ok(row)

@@ -9,6 +9,7 @@ pub mod ports;
 pub mod report_luns;
 pub mod request_sense;
 pub mod reserve;
+pub mod saved;
 pub mod support;
 #[cfg(test)]
 mod tests;

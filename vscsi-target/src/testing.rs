@@ -5,12 +5,12 @@ use crate::{
     engine::Call,
     model::{
         Identity, LogicalUnit, LuConfig, Model, Nexus, Target,
-        reservation::{Capabilities, NexusId, Reservations, TransportId},
+        reservation::{NexusId, TransportId},
     },
     opcode::{Fail, Row},
     reactor::Postboxes,
     sense::Sense,
-    spc::mode::Modes,
+    spc::saved::restore,
 };
 use std::{path::Path, sync::Arc};
 
@@ -50,11 +50,7 @@ impl Fixture {
         let model = Model::new(Arc::clone(&postboxes));
         let target = model.add_target("iqn.2026-11.test:t").unwrap();
         target.add_port(1, 5, "iqn.2026-11.test:t,t,0x0001".into());
-        let reservations = Reservations::new(Capabilities {
-            persist_through_power_loss: config.state_dir.is_some(),
-            ..Capabilities::default()
-        });
-        let modes = Modes::for_backend(backend.properties(), None);
+        let (reservations, modes) = restore(&config, backend.properties()).unwrap();
         let lu = LogicalUnit::new(config, backend, reservations, modes, postboxes);
         target.map(0, Arc::clone(&lu), None).unwrap();
         let nexus = establish(&target, "iqn.2026-11.test:a");

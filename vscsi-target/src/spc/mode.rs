@@ -183,7 +183,7 @@ pub fn save(path: &Path, settings: Settings) -> Result<(), SaveError> {
     file.sync_all().map_err(|e| fail("sync", e))?;
     fs::rename(&new, path).map_err(|e| fail("rename", e))?;
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))
+    File::open(directory.unwrap_or_else(|| Path::new(".")))
         .and_then(|directory| directory.sync_all())
         .map_err(|e| fail("sync the directory of", e))
 }

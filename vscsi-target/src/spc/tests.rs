@@ -2,7 +2,7 @@
 
 use crate::{
     limits,
-    model::{Attention, Nexus, reservation::NexusId},
+    model::{Attention, Nexus, lu, reservation::NexusId},
     opcode::{Fail, TABLE, service_action},
     sense::Sense,
     testing::{Fixture, sense},
@@ -178,7 +178,7 @@ fn preempt_and_abort_tells_the_victim_and_names_its_nexus() {
     victim.take_attention();
     fixture.lu.update(|state| state.preventers = vec![other.info.id, own.info.id]);
     pr(&mut fixture, &own, 0x05, 3, 1, 2).unwrap();
-    assert_eq!(fixture.aborted, [other.info.identity.clone()]);
+    assert_eq!(fixture.aborted.iter().collect::<Vec<_>>(), [&other.info.identity]);
     assert_eq!(victim.peek_attention().0, Some(Attention::REGISTRATIONS_PREEMPTED));
     assert_eq!(fixture.lu.state().preventers, [own.info.id]);
     assert_ne!(victim.attention() & !1, 0);
@@ -204,6 +204,22 @@ fn aptpl_is_stored_before_it_is_acknowledged() {
     let saved = store.load(Default::default()).unwrap().unwrap();
     let keys: Vec<(&NexusId, u64)> = saved.registrations().collect();
     assert_eq!(keys, [(&fixture.nexus.info.identity, 7)]);
+}
+
+#[test]
+fn registrations_and_modes_come_back_after_a_restart() {
+    let directory = Directory::new();
+    let mut first = Fixture::saving_in(&directory.0);
+    let (cdb, list) = pr_out(0x00, 0, 0, 7, 1);
+    first.call(&cdb, &list).unwrap();
+    let swp = [0, 0, 0, 0, 0x0A, 0x0A, 0x02, 0x10, 0x08, 0, 0, 0, 0, 0, 0, 0];
+    first.call(&[0x15, 0x11, 0, 0, 16, 0], &swp).unwrap();
+
+    let second = Fixture::saving_in(&directory.0);
+    let keys: Vec<u64> =
+        second.lu.state().reservations.registrations().map(|(_, key)| key).collect();
+    assert_eq!(keys, [7]);
+    assert_ne!(second.lu.flags() & lu::flag::WRITE_PROTECTED, 0);
 }
 
 #[test]

@@ -38,8 +38,8 @@ impl Page {
         self.fill(bytes, changeable)
     }
 
-    /// Its length, with the header.
-    pub fn len(&self) -> usize {
+    /// Its length in bytes, with the header.
+    pub fn size(&self) -> usize {
         self.fixed.len()
     }
 

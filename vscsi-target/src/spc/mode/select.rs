@@ -116,19 +116,19 @@ fn parse(
                     && page.subpage == subpage
                     && (page.header_len() == 4) == is_subpage
             })
-            .ok_or(invalid(at, Some(5)))?;
+            .ok_or_else(|| invalid(at, Some(5)))?;
         let len_at = at + page.header_len() - if is_subpage { 2 } else { 1 };
         let len = be(list, len_at, if is_subpage { 2 } else { 1 });
         if list.len() < at + page.header_len() {
             return Err(Sense::PARAMETER_LIST_LENGTH);
         }
-        if len != (page.len() - page.header_len()) as u64 {
+        if len != (page.size() - page.header_len()) as u64 {
             return Err(invalid(len_at, None));
         }
-        let bytes = list.get(at..at + page.len()).ok_or(Sense::PARAMETER_LIST_LENGTH)?;
+        let bytes = list.get(at..at + page.size()).ok_or(Sense::PARAMETER_LIST_LENGTH)?;
         check_page(page, bytes, at, current, changeable)?;
         page.apply(bytes, &mut wanted);
-        at += page.len();
+        at += page.size();
     }
     Ok(wanted)
 }
