@@ -5,13 +5,18 @@
 //! target costs no CPU. Everything an endpoint does happens on its reactor, in batches: events in,
 //! completions out, one flush an endpoint at the end of each turn.
 
+mod inbox;
 pub(crate) mod pages;
+mod poller;
 pub mod pool;
 pub mod postbox;
 pub mod ring;
 pub mod sg;
+mod spin;
+mod timers;
 pub mod turn;
 pub mod workers;
 
+pub use inbox::Inbox;
 pub use postbox::{Mail, Postboxes};
-pub use turn::{Cx, Endpoint, EndpointId, Inbox, Reactor, Ready};
+pub use turn::{Cx, Endpoint, EndpointId, Reactor, Ready};

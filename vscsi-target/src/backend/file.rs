@@ -242,7 +242,7 @@ impl File {
                 let why = "only a writable image file can be given a size";
                 return Err(io::Error::new(io::ErrorKind::Unsupported, why));
             }
-            Some(len) if len == 0 || len % block != 0 => {
+            Some(len) if len == 0 || !len.is_multiple_of(block) => {
                 let why = format!("{len} bytes are not whole blocks of {block}");
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
             }
@@ -276,7 +276,8 @@ impl File {
 
     fn takes_bytes(&self, base: usize, len: usize) -> bool {
         self.alignment.is_none_or(|alignment| {
-            base % alignment == 0 && len % self.properties.block_size as usize == 0
+            base.is_multiple_of(alignment)
+                && len.is_multiple_of(self.properties.block_size as usize)
         })
     }
 

@@ -48,7 +48,10 @@ pub struct Mem {
 impl Mem {
     /// A medium of `len` zero bytes, in whole blocks of `block_size` (512 or 4096).
     pub fn new(len: u64, block_size: u32) -> io::Result<Self> {
-        if !matches!(block_size, 512 | 4096) || len == 0 || len % u64::from(block_size) != 0 {
+        if !matches!(block_size, 512 | 4096)
+            || len == 0
+            || !len.is_multiple_of(u64::from(block_size))
+        {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("a RAM disk of {len} bytes is not whole blocks of 512 or 4096 bytes"),
@@ -182,7 +185,7 @@ impl Mem {
 
     pub(super) fn resize(&self, len: Option<u64>) -> io::Result<u64> {
         let Some(len) = len else { return Ok(self.len()) };
-        if len == 0 || len % u64::from(self.properties.block_size) != 0 {
+        if len == 0 || !len.is_multiple_of(u64::from(self.properties.block_size)) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("{len} bytes are not whole blocks"),

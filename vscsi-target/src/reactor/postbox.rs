@@ -4,7 +4,10 @@ use crate::engine::task::{TaskKey, Worked};
 use std::{
     io,
     os::fd::{AsRawFd, RawFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -36,6 +39,9 @@ pub struct Postboxes {
 struct Postbox {
     mail: Mutex<Vec<Mail>>,
     wake: EventFd,
+    /// The reactor was woken and has not looked yet: no need to wake it again, and a reactor that
+    /// polls sees it without a system call.
+    woken: AtomicBool,
 }
 
 impl Postboxes {
@@ -44,7 +50,7 @@ impl Postboxes {
         let boxes = (0..reactors.max(1))
             .map(|_| {
                 let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-                Ok(Postbox { mail: Mutex::default(), wake })
+                Ok(Postbox { mail: Mutex::default(), wake, woken: AtomicBool::new(false) })
             })
             .collect::<io::Result<_>>()?;
         Ok(Arc::new(Self { boxes }))
@@ -70,19 +76,28 @@ impl Postboxes {
 
     /// Wakes a reactor without mail.
     pub fn wake(&self, reactor: u16) {
-        if let Some(postbox) = self.boxes.get(usize::from(reactor)) {
+        if let Some(postbox) = self.boxes.get(usize::from(reactor))
+            && !postbox.woken.swap(true, Ordering::AcqRel)
+        {
             // A full counter is awake already.
             let _ = postbox.wake.write(1);
         }
     }
 
-    /// Takes everything that waits for a reactor. `into` must be empty and is swapped in.
-    pub fn take(&self, reactor: u16, into: &mut Vec<Mail>) {
-        if let Some(postbox) = self.boxes.get(usize::from(reactor)) {
-            let _ = postbox.wake.read();
-            let mut mail = postbox.mail.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::swap(&mut *mail, into);
+    /// Takes everything that waits for a reactor, if it was woken since the last time, and says
+    /// whether it was. `into` must be empty and is swapped in.
+    pub fn take(&self, reactor: u16, into: &mut Vec<Mail>) -> bool {
+        let Some(postbox) = self.boxes.get(usize::from(reactor)) else { return false };
+        if !postbox.woken.load(Ordering::Acquire) {
+            return false;
         }
+        // In this order: whoever posts after the flag is down raises the descriptor anew, and what
+        // was posted before it is in the box by now.
+        let _ = postbox.wake.read();
+        postbox.woken.swap(false, Ordering::AcqRel);
+        let mut mail = postbox.mail.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut *mail, into);
+        true
     }
 
     /// What a reactor's event manager watches.
