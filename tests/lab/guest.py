@@ -1,0 +1,242 @@
+"""A Linux guest under QEMU whose steps drive the target with Linux's own initiator.
+
+The guest is Debian's kernel and an initramfs made of programs that are installed here. Both are
+kept in the cache under a name that says what they were made of. The guest and the host talk over a
+serial line: `STEP name ok|FAIL|SKIP reason` and `HOST request` one way, `ok|fail|skip text` back.
+"""
+
+import hashlib
+import lzma
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+
+import qemu
+from harness import CACHE, Failed, check
+
+HERE = pathlib.Path(__file__).resolve().parent / "guest"
+PROGRAMS = (
+    "bash blockdev busybox cmp depmod fio fstrim ip iscsiadm iscsid kmod md5sum mkfs.ext4 "
+    "modprobe sg_inq sg_opcodes sg_persist sg_readcap sg_vpd stty"
+).split()
+# Programs that busybox stands in for.
+APPLETS = (
+    "cat dd echo grep head ln ls mkdir mount poweroff rm sed sleep sync tail tee test tr umount "
+    "uname sort expr env true false dmesg"
+).split()
+MODULES = (
+    "virtio_pci virtio_net crc32c_generic crc32c_intel sd_mod sg ext4 iscsi_tcp"
+).split()
+LIBRARIES = ["libgcc_s.so.1", "libnss_files.so.2"]
+SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
+INITIATOR = "iqn.2026-11.net.example:guest"
+
+
+def kernel():
+    """Debian's kernel for this release: (folder of the unpacked package, version)."""
+    depends = subprocess.run(["apt-cache", "depends", "linux-image-amd64"], capture_output=True,
+                             text=True, check=True).stdout
+    package = re.search(r"Depends: (linux-image-\S+)", depends)[1]
+    files = qemu.download_package(package)
+    return files, package.removeprefix("linux-image-")
+
+
+def vmlinux(files, version):
+    """The kernel uncompressed, which QEMU boots seconds faster; else as it came."""
+    packed = files / f"boot/vmlinuz-{version}"
+    plain = files / "boot/vmlinux"
+    if plain.exists():
+        return plain
+    image = packed.read_bytes()
+    start = image.find(b"\xfd7zXZ\0")
+    if start < 0:
+        return packed
+    elf = lzma.LZMADecompressor().decompress(image[start:])
+    if elf[:4] != b"\x7fELF":
+        return packed
+    _write_atomically(plain, elf)
+    return plain
+
+
+def base_initramfs(files, version):
+    """The part of the initramfs that only changes with packages: programs and modules."""
+    paths = {name: shutil.which(name, path=SEARCH) for name in PROGRAMS}
+    missing = [name for name, path in paths.items() if path is None]
+    check(not missing, f"not installed: {' '.join(missing)}")
+    made_of = hashlib.sha256(pathlib.Path(__file__).read_bytes() + version.encode())
+    for path in paths.values():
+        made_of.update(pathlib.Path(path).read_bytes())
+    archive = CACHE / f"guest-{version}-{made_of.hexdigest()[:16]}.cpio"
+    if not archive.exists():
+        with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
+            _write_atomically(archive, _base_tree(pathlib.Path(scratch), files, version, paths))
+    return archive
+
+
+def _base_tree(root, files, version, programs):
+    for folder in ("usr/bin", "usr/sbin", "usr/lib64", "usr/lib", "dev", "proc", "sys", "run",
+                   "tmp", "mnt", "root", "etc/iscsi", "var/lib"):
+        (root / folder).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")
+    (root / "var/run").symlink_to("../run")
+    (root / "var/lock").symlink_to("../run/lock")
+    for path in programs.values():
+        _copy_with_libraries(root, path)
+    for library in LIBRARIES:
+        for path in pathlib.Path("/usr/lib").glob(f"*-linux-gnu/{library}"):
+            _copy(root, str(path))
+    for applet in APPLETS:
+        (root / "usr/bin" / applet).symlink_to("busybox")
+    (root / "usr/bin/sh").symlink_to("bash")
+    config = pathlib.Path("/etc/iscsi/iscsid.conf").read_text()
+    config = re.sub(r"^iscsid.startup.*$", "", config, flags=re.MULTILINE)
+    (root / "etc/iscsi/iscsid.conf").write_text(config)
+    (root / "etc/iscsi/initiatorname.iscsi").write_text(f"InitiatorName={INITIATOR}\n")
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\n")
+    (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    (root / "etc/mtab").symlink_to("/proc/mounts")
+    _copy_modules(root, files, version)
+    return _cpio(root)
+
+
+def _copy(root, path):
+    """Copies a file to the place it has with /bin, /lib and so on being links into /usr."""
+    place = re.sub(r"^/(bin|sbin|lib|lib64)/", r"/usr/\1/", path)
+    target = root / place.lstrip("/")
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+
+
+def _copy_with_libraries(root, path):
+    _copy(root, path)
+    libraries = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
+    for library in re.findall(r"(/\S+) \(0x", libraries):
+        _copy(root, library)
+
+
+def _copy_modules(root, files, version):
+    base = files if (files / "lib/modules").exists() else files / "usr"
+    if not (base / f"lib/modules/{version}/modules.dep").exists():
+        subprocess.run(["depmod", "-b", base, version], check=True)
+    shown = subprocess.run(
+        ["modprobe", "-a", "-d", base, "-S", version, "--show-depends", *MODULES],
+        capture_output=True, text=True, check=False,
+    ).stdout
+    for path in dict.fromkeys(re.findall(r"^insmod (\S+)", shown, re.MULTILINE)):
+        place = root / "usr/lib/modules" / path.split("/lib/modules/", 1)[1]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
+        source = base / f"lib/modules/{version}/{name}"
+        if source.exists():
+            shutil.copy(source, root / f"usr/lib/modules/{version}/{name}")
+    subprocess.run(["depmod", "-b", root, version], check=True)
+
+
+def _cpio(root):
+    """The tree under `root` as a "newc" archive, everything owned by root."""
+    out = bytearray()
+
+    def add(name, mode, data=b""):
+        encoded = name.encode() + b"\0"
+        fields = (len(out), mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
+        out.extend(b"070701" + b"".join(b"%08X" % field for field in fields) + encoded)
+        out.extend(bytes(-len(out) % 4))
+        out.extend(data)
+        out.extend(bytes(-len(out) % 4))
+
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            add(name, 0o120777, os.readlink(path).encode())
+        elif path.is_dir():
+            add(name, 0o040755)
+        else:
+            add(name, 0o100755, path.read_bytes())
+    add("TRAILER!!!", 0)
+    return bytes(out)
+
+
+def _cache():
+    CACHE.mkdir(parents=True, exist_ok=True)
+    return CACHE
+
+
+def _write_atomically(path, data):
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_bytes(data)
+    part.rename(path)
+
+
+class Guest:
+    """One boot. `requests` maps the word after HOST to a function that returns the answer."""
+
+    def __init__(self, lab, variables, requests):
+        self._lab = lab
+        self._requests = requests
+        self._console = lab.scratch / "console.log"
+        files, version = kernel()
+        self._kernel = vmlinux(files, version)
+        self._initramfs = lab.scratch / "initramfs"
+        job = "".join(f"{name}='{value}'\n" for name, value in variables.items())
+        with tempfile.TemporaryDirectory() as scratch:
+            top = pathlib.Path(scratch)
+            (top / "job").write_text(job)
+            for name in ("init", "steps.sh"):
+                shutil.copy(HERE / name, top / name)
+            self._initramfs.write_bytes(base_initramfs(files, version).read_bytes() + _cpio(top))
+
+    def run(self, seconds):
+        """Boots, serves the guest's requests, reports its steps, and returns when it is off."""
+        command = [
+            "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi",
+            "-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults", "-display", "none",
+            "-no-reboot", "-serial", f"file:{self._console}", "-serial", "stdio",
+            "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
+            "-kernel", str(self._kernel), "-initrd", str(self._initramfs), "-append",
+            "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on",
+        ]
+        machine = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True, errors="replace")
+        timer = threading.Timer(seconds, machine.kill)
+        timer.start()
+        ended = False
+        try:
+            for line in machine.stdout:
+                word, _, rest = line.strip().partition(" ")
+                if word == "STEP":
+                    name, _, verdict = rest.partition(" ")
+                    outcome, _, reason = verdict.partition(" ")
+                    self._lab.step(name, outcome, reason)
+                elif word == "HOST":
+                    machine.stdin.write(self._answer(rest.split()) + "\n")
+                    machine.stdin.flush()
+                elif word == "END":
+                    ended = True
+            machine.wait()
+        finally:
+            timer.cancel()
+            machine.kill()
+            machine.wait()
+        check(ended, "the guest did not get to its end; its console says\n"
+              + "\n".join(self._tail()) + machine.stderr.read())
+
+    def _answer(self, words):
+        try:
+            return f"ok {self._requests[words[0]](*words[1:])}"
+        except NotImplementedError as missing:
+            return f"skip {missing}"
+        except (Failed, KeyError) as error:
+            return f"fail {str(error).splitlines()[0]}"
+
+    def _tail(self):
+        if not self._console.exists():
+            return []
+        return self._console.read_text(errors="replace").splitlines()[-30:]

@@ -1,0 +1,251 @@
+# What the guest does with the target. Sourced by /init after /job, which sets:
+#   PORTAL NAME             the target under test; its first LUN is on a sparse image
+#   CHAP_PORTAL USER SECRET MUTUAL_USER MUTUAL_SECRET    a second target that asks for CHAP
+#   GROWN                   the size in bytes that the host grows the LUN to
+# shellcheck shell=bash
+# shellcheck disable=SC2154
+
+# step NAME FUNCTION: runs FUNCTION in a subshell and tells the host how it ended. Exit code 77 is a
+# skip; the last line of output is the reason of a skip or failure.
+step() {
+    local name=$1 code began=$SECONDS
+    echo "=== $name"
+    (set -e; "$2") >/tmp/step.log 2>&1 </dev/null
+    code=$?
+    cat /tmp/step.log
+    case $code in
+        0) echo "STEP $name ok $((SECONDS - began)) s" >&3 ;;
+        77) echo "STEP $name SKIP $(tail -n 1 /tmp/step.log)" >&3 ;;
+        *) echo "STEP $name FAIL exit $code: $(tail -n 4 /tmp/step.log | tr '\n' '|')" >&3 ;;
+    esac
+}
+
+# host WORD…: asks the host to do something and prints what it says. The host answers one line:
+# "ok TEXT", "skip REASON" or "fail REASON".
+host() {
+    local verdict text
+    echo "HOST $*" >&3
+    read -r verdict text <&3
+    echo "$text"
+    case $verdict in
+        ok) return 0 ;;
+        skip) return 77 ;;
+        *) return 1 ;;
+    esac
+}
+
+# within SECONDS COMMAND…: repeats COMMAND until it succeeds.
+within() {
+    local deadline=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        [ $SECONDS -lt $deadline ] || { echo "not within time: $*"; return 1; }
+        sleep 0.2
+    done
+}
+
+# The disk of the session that is logged in, as sdX.
+disk() {
+    local entry
+    for entry in /sys/class/iscsi_session/session*/device/target*/*:*/block/*; do
+        [ -e "$entry" ] && [ "$(cat "/sys/block/${entry##*/}/size")" != 0 ] && {
+            echo "${entry##*/}"
+            return
+        }
+    done
+    return 1
+}
+
+no_disk() { ! disk >/dev/null; }
+
+session_attribute() { cat /sys/class/iscsi_session/session*/"$1"; }
+
+connection_attribute() { cat /sys/class/iscsi_connection/connection*/"$1"; }
+
+node() { iscsiadm -m node -T "$NAME" -p "$PORTAL" "$@"; }
+
+login() { node --login && within 20 disk; }
+
+logout() { node --logout && within 20 no_disk; }
+
+# A fio job that writes with checksums and reads everything back.
+verify() {
+    local device
+    device=$(disk) || { echo "no disk"; return 1; }
+    fio --name=verify --ioengine=libaio --direct=1 --rw=randwrite --verify=crc32c --do_verify=1 \
+        --verify_fatal=1 --exitall_on_error --output=/tmp/fio.log --filename="/dev/$device" \
+        "$@" || { cat /tmp/fio.log; echo "fio: exit $?"; return 1; }
+}
+
+expect() {
+    [ "$2" = "$3" ] || { echo "$1 is '$2', not '$3'"; return 1; }
+}
+
+discovery() {
+    iscsiadm -m discovery -t sendtargets -p "$PORTAL" | tee /tmp/found
+    grep -F "$NAME" /tmp/found | grep -F "$PORTAL,"
+}
+
+plain_login() {
+    login
+    expect "session state" "$(session_attribute state)" LOGGED_IN
+}
+
+inquiry() {
+    sg_inq "/dev/$(disk)"
+    local page
+    for page in sv sn di bl bdc lbpv; do
+        sg_vpd --page=$page "/dev/$(disk)"
+    done
+    # Identification must be a world-wide name, or multipath merges or loses disks.
+    sg_vpd --page=di "/dev/$(disk)" | grep -E 'NAA|EUI-64'
+    sg_readcap --16 "/dev/$(disk)" | grep -E 'lbpme=1'
+}
+
+opcodes() {
+    sg_opcodes "/dev/$(disk)" | tee /tmp/opcodes
+    grep -i 'Write(16)' /tmp/opcodes
+    grep -i 'Unmap' /tmp/opcodes
+}
+
+persistent_reservation() {
+    local disk=/dev/$(disk)
+    sg_persist --out --register --param-sark=0xabc123 "$disk"
+    sg_persist --in --read-keys "$disk" | grep -i 0xabc123
+    sg_persist --out --reserve --param-rk=0xabc123 --prout-type=5 "$disk"
+    sg_persist --in --read-reservation "$disk" | tee /tmp/held
+    grep -i 'Write Exclusive, registrants only' /tmp/held
+    sg_persist --out --release --param-rk=0xabc123 --prout-type=5 "$disk"
+    sg_persist --in --read-reservation "$disk" | grep -i 'NO reservation'
+    sg_persist --out --clear --param-rk=0xabc123 "$disk"
+    sg_persist --in --read-keys "$disk" | grep -i 'NO registered'
+}
+
+file_system() {
+    mkfs.ext4 -q -F -E nodiscard "/dev/$(disk)"
+    mount "/dev/$(disk)" /mnt
+    dd if=/dev/urandom of=/mnt/random bs=1M count=8
+    local before
+    before=$(md5sum </mnt/random)
+    umount /mnt
+    echo 3 >/proc/sys/vm/drop_caches
+    mount "/dev/$(disk)" /mnt
+    expect "checksum" "$(md5sum </mnt/random)" "$before"
+    umount /mnt
+}
+
+verify_at_depth_32() { verify --bs=4k --iodepth=32 --size=32M; }
+
+verify_large_blocks() { verify --bs=512k --iodepth=4 --size=32M; }
+
+trim_makes_holes() {
+    local full trimmed
+    mkfs.ext4 -q -F -E nodiscard "/dev/$(disk)"
+    mount "/dev/$(disk)" /mnt
+    dd if=/dev/urandom of=/mnt/data bs=1M count=48 conv=fsync
+    full=$(host used-bytes)
+    rm /mnt/data
+    sync
+    fstrim -v /mnt
+    umount /mnt
+    trimmed=$(host used-bytes)
+    echo "the image used $full bytes, after fstrim $trimmed"
+    [ $((full - trimmed)) -ge $((40 << 20)) ]
+}
+
+# digests HEADER DATA: a session with these digests carries verified data.
+digests() {
+    no_disk || logout
+    node -o update -n 'node.conn[0].iscsi.HeaderDigest' -v "$1"
+    node -o update -n 'node.conn[0].iscsi.DataDigest' -v "$2"
+    login
+    expect "header digest" "$(connection_attribute header_digest)" "$3"
+    expect "data digest" "$(connection_attribute data_digest)" "$4"
+    verify --bs=16k --iodepth=8 --size=8M
+}
+
+header_digest() { digests CRC32C None 1 0; }
+data_digest() { digests None CRC32C 0 1; }
+both_digests() { digests CRC32C CRC32C 1 1; }
+no_digests() { digests None None 0 0; }
+
+online_grow() {
+    local disk
+    disk=$(disk)
+    host grow || return
+    iscsiadm -m session --rescan
+    within 10 test "$(cat "/sys/block/$disk/size")" -eq $((GROWN / 512))
+    # The new end is real: the last block takes data and gives it back.
+    dd if=/dev/urandom of=/tmp/block bs=4096 count=1
+    dd if=/tmp/block of="/dev/$disk" bs=4096 seek=$((GROWN / 4096 - 1)) oflag=direct
+    dd if="/dev/$disk" bs=4096 skip=$((GROWN / 4096 - 1)) iflag=direct count=1 | cmp - /tmp/block
+}
+
+# restart HOW: the daemon goes away in the middle of verified I/O and comes back; nothing is lost.
+restart() {
+    local code=0
+    verify --bs=4k --iodepth=32 --size=64M --rate_iops=800 &
+    local job=$!
+    sleep 2
+    host "$1" || code=$?
+    wait $job || { echo "I/O failed over the restart"; return 1; }
+    return $code
+}
+
+restart_after_crash() { restart crash; }
+restart_on_sigterm() { restart terminate; }
+
+chap() {
+    local PORTAL=$CHAP_PORTAL
+    node -o new
+    node -o update -n node.session.auth.authmethod -v CHAP
+    node -o update -n node.session.auth.username -v "$USER"
+    node -o update -n node.session.auth.password -v "$1"
+    node -o update -n node.session.auth.username_in -v "${2:-}"
+    node -o update -n node.session.auth.password_in -v "${3:-}"
+    node --login || return 1
+    within 20 disk
+    verify --bs=4k --iodepth=8 --size=4M
+    logout
+}
+
+refused() { ! "$@"; }
+
+chap_one_way() { chap "$SECRET"; }
+chap_mutual() { chap "$SECRET" "$MUTUAL_USER" "$MUTUAL_SECRET"; }
+chap_wrong_secret() { refused chap wrong-secret-12; }
+chap_wrong_mutual_secret() { refused chap "$SECRET" "$MUTUAL_USER" wrong-secret-12; }
+chap_missing() {
+    local PORTAL=$CHAP_PORTAL
+    node -o update -n node.session.auth.authmethod -v None
+    refused node --login
+}
+
+log_out() {
+    logout
+    expect "sessions" "$(iscsiadm -m session 2>&1 | grep -c "$NAME")" 0
+}
+
+iscsid
+step discovery discovery
+step login plain_login
+step sg_inq_and_vpd inquiry
+step sg_opcodes opcodes
+step sg_persist persistent_reservation
+step ext4 file_system
+step fio_verify_depth_32 verify_at_depth_32
+step fio_verify_512k verify_large_blocks
+step fstrim_makes_holes trim_makes_holes
+step header_digest header_digest
+step data_digest data_digest
+step both_digests both_digests
+step no_digests no_digests
+step online_grow online_grow
+step restart_after_crash restart_after_crash
+step restart_on_sigterm restart_on_sigterm
+step logout log_out
+step chap_one_way chap_one_way
+step chap_mutual chap_mutual
+step chap_wrong_secret chap_wrong_secret
+step chap_wrong_mutual_secret chap_wrong_mutual_secret
+step chap_missing chap_missing

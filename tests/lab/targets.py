@@ -1,0 +1,246 @@
+"""The targets that a scenario can start: `vscsi`, and tgtd as a stand-in for it.
+
+Both take the same description, so a scenario does not know which one it talks to. What the
+command line and the configuration of `vscsi` look like is known here and nowhere else in the lab.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import time
+
+from harness import CHECKOUT, Failed, check, free_port
+
+NAME = "iqn.2026-11.net.example:lab"
+HERTZ = os.sysconf("SC_CLK_TCK")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lun:
+    """A logical unit to export: a file when `path` is set, else RAM of `size` bytes."""
+
+    path: pathlib.Path | None = None
+    size: int = 64 << 20
+    read_only: bool = False
+    removable: bool = False
+    block_size: int = 512
+
+    def is_plain(self):
+        """Whether the command line can describe it without a configuration file."""
+        return not self.read_only and not self.removable and self.block_size == 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Chap:
+    """CHAP credentials: `user` is asked of initiators, `mutual` is what the target answers with."""
+
+    user: str
+    secret: str
+    mutual: tuple[str, str] | None = None
+
+
+class Process:
+    """What both targets have in common: a daemon in the foreground that listens on a port."""
+
+    def __init__(self, lab, luns, *, name=NAME, allow=None, chap=None, host="127.0.0.1"):
+        self.lab = lab
+        self.luns = luns
+        self.name = name
+        self.allow = allow
+        self.chap = chap
+        self.host = host
+        self.port = free_port()
+        self.address = f"{host}:{self.port}"
+        self.log_path = lab.scratch / f"target-{self.port}.log"
+        self._child = None
+
+    def url(self, lun=0, query=""):
+        """The libiscsi URL of LUN number `lun` in the order given."""
+        login = f"{self.chap.user}%{self.chap.secret}@" if self.chap else ""
+        return f"iscsi://{login}{self.address}/{self.name}/{self.lun_number(lun)}{query}"
+
+    def lun_number(self, index):
+        """The LUN of the `index`-th logical unit."""
+        return index
+
+    @property
+    def pid(self):
+        """The process id of the running daemon."""
+        return self._child.pid
+
+    def spawn(self, command, env=None):
+        """Starts the daemon and waits until it listens."""
+        with open(self.log_path, "ab") as log:
+            self._child = subprocess.Popen(
+                [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, **(env or {})},
+            )
+        deadline = time.monotonic() + 20
+        while True:
+            check(self.alive(), f"the target ended at once:\n{self.log()}")
+            try:
+                socket.create_connection((self.host.strip("[]"), self.port), timeout=1).close()
+                return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise Failed(f"the target does not listen:\n{self.log()}") from error
+                time.sleep(0.02)
+
+    def alive(self):
+        """Whether the daemon still runs."""
+        return self._child is not None and self._child.poll() is None
+
+    def stop(self, sig=signal.SIGTERM, seconds=20):
+        """Ends the daemon and returns its exit code; killing it is a failure of the caller's."""
+        if self._child is None:
+            return None
+        if self._child.poll() is None:
+            self._child.send_signal(sig)
+        try:
+            return self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+            return None
+
+    def kill(self):
+        """Ends the daemon as a crash would."""
+        self.stop(signal.SIGKILL)
+
+    def log(self):
+        """What the daemon printed so far."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def resident_bytes(self):
+        """Resident memory of the daemon."""
+        status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
+
+    def cpu_seconds(self):
+        """User and system time that the daemon used so far."""
+        stat = pathlib.Path(f"/proc/{self.pid}/stat").read_text()
+        fields = stat.rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / HERTZ
+
+
+class Vscsi(Process):
+    """The program under test."""
+
+    kind = "vscsi"
+    binary = os.environ.get("VSCSI") or str(CHECKOUT / "target/release/vscsi")
+
+    def __init__(self, lab, luns, **options):
+        super().__init__(lab, luns, **options)
+        self.control_path = lab.scratch / f"control-{self.port}.sock"
+
+    def start(self):
+        """Starts `vscsi serve` on the command line where that is enough, else with a file."""
+        self.spawn([self.binary, "serve", *self.arguments()])
+
+    def arguments(self):
+        """What follows `vscsi serve` for this target."""
+        control = ["--control", self.control_path]
+        if all(lun.is_plain() for lun in self.luns) and self.chap is None:
+            words = []
+            for lun in self.luns:
+                words += [lun.path] if lun.path else ["--ram", lun.size]
+            words += ["--iscsi", self.address, "--name", self.name]
+            for initiator in self.allow or []:
+                words += ["--allow", initiator]
+            return words + ([] if self.allow else ["--allow-any"]) + control
+        config = self.lab.scratch / f"config-{self.port}.json"
+        config.write_text(json.dumps(self.config(), indent=2))
+        return ["--config", config, *control]
+
+    def config(self):
+        """This target as a configuration file."""
+        target = {"name": self.name, "luns": [self._lun_config(lun) for lun in self.luns]}
+        if self.allow is None:
+            target["allow_any"] = True
+        else:
+            target["allow"] = self.allow
+        if self.chap:
+            target["chap_file"] = str(self._chap_file())
+        return {"iscsi": [self.address], "targets": [target]}
+
+    @staticmethod
+    def _lun_config(lun):
+        config = {"file": str(lun.path)} if lun.path else {"ram": lun.size}
+        for key, plain in (("read_only", False), ("removable", False), ("block_size", 512)):
+            if getattr(lun, key) != plain:
+                config[key] = getattr(lun, key)
+        return config
+
+    def _chap_file(self):
+        path = self.lab.scratch / f"chap-{self.port}"
+        lines = [f"{self.chap.user} {self.chap.secret}"]
+        if self.chap.mutual:
+            lines.append("mutual {} {}".format(*self.chap.mutual))
+        path.write_text("\n".join(lines) + "\n")
+        path.chmod(0o600)
+        return path
+
+    def control(self, *words, ok=True):
+        """Runs a verb of the control socket, as `vscsi lun list`."""
+        return self.lab.run(self.binary, *words, "--control", self.control_path, ok=ok, timeout=20)
+
+    def resize(self, index, size):
+        """Grows the `index`-th LUN to `size` bytes while it is in use."""
+        self.control("lun", "resize", self.lun_number(index), size)
+
+
+class Tgtd(Process):
+    """Debian's tgtd. LUN 0 is its controller, so disks start at 1."""
+
+    kind = "tgtd"
+
+    def __init__(self, lab, luns, **options):
+        super().__init__(lab, luns, **options)
+        self._control_port = self.port % 32768
+
+    def lun_number(self, index):
+        return index + 1
+
+    def start(self):
+        self.spawn(["tgtd", "-f", "-C", self._control_port, "--iscsi", f"portal={self.address}"])
+        self._admin("target", "new", "-T", self.name)
+        for index, lun in enumerate(self.luns):
+            number = self.lun_number(index)
+            path = lun.path or self.lab.image(f"ram-{self.port}-{index}.img", lun.size)
+            self._admin("logicalunit", "new", "--lun", number, "-b", path,
+                        "--blocksize", lun.block_size)
+            settings = ["thin_provisioning=1"]
+            settings += ["readonly=1"] * lun.read_only + ["removable=1"] * lun.removable
+            self._admin("logicalunit", "update", "--lun", number, "--params", ",".join(settings))
+        for digest in ("HeaderDigest", "DataDigest"):
+            self._admin("target", "update", "-n", digest, "-v", "CRC32C,None")
+        if self.chap:
+            self._account(self.chap.user, self.chap.secret)
+            if self.chap.mutual:
+                self._account(*self.chap.mutual, "--outgoing")
+        for initiator in self.allow or ["ALL"]:
+            option = "-I" if initiator == "ALL" else "-Q"
+            self._admin("target", "bind", option, initiator)
+
+    def _account(self, user, secret, *direction):
+        self._tgtadm("--mode", "account", "--op", "new", "--user", user, "--password", secret)
+        self._tgtadm("--mode", "account", "--op", "bind", "--tid", 1, "--user", user, *direction)
+
+    def _admin(self, mode, operation, *words):
+        self._tgtadm("--mode", mode, "--op", operation, "--tid", 1, *words)
+
+    def _tgtadm(self, *words):
+        self.lab.run("tgtadm", "-C", self._control_port, "--lld", "iscsi", *words, timeout=20)
+
+    def stop(self, sig=signal.SIGTERM, seconds=20):
+        """tgtd answers SIGTERM only when nobody is logged in, so it is killed."""
+        del sig, seconds
+        return super().stop(signal.SIGKILL)
+
+
+KINDS = {"vscsi": Vscsi, "tgtd": Tgtd}
