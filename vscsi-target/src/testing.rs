@@ -12,7 +12,10 @@ use crate::{
     sense::Sense,
     spc::saved::restore,
 };
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 /// A target `iqn.2026-11.test:t` with port 1 in group 1 and a logical unit at LUN 0.
 #[derive(Debug)]
@@ -90,6 +93,7 @@ impl Fixture {
             data,
             reply: &mut reply,
             abort: &mut self.aborted,
+            cancelled: &AtomicBool::new(false),
         };
         (row.handler)(&mut call)?;
         Ok(reply)

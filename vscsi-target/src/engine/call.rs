@@ -4,7 +4,7 @@ use crate::{
     model::{Itl, LogicalUnit, Model, lu::LuState, nexus::LunTable, reservation::NexusId},
     sense::Sense,
 };
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, MutexGuard, atomic::AtomicBool};
 
 /// A command being executed outside the media lanes, on a reactor or on a worker thread.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Call<'a> {
     /// I_T nexuses whose tasks on this logical unit the engine aborts once the handler is done,
     /// except the task of this call (PREEMPT AND ABORT).
     pub abort: &'a mut Vec<NexusId>,
+    /// The task was aborted: a handler that only waits need not wait any longer.
+    pub cancelled: &'a AtomicBool,
 }
 
 impl Call<'_> {

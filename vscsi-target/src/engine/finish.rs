@@ -117,7 +117,9 @@ impl Engine {
             }
             (None, Err(fail)) => {
                 self.fill_failure(&task.itl, task.cdb(), fail, &mut response);
-                response.data_out = Residual::of(0, task.capacity_out);
+                // What failed because it was short tells by how much.
+                let out = if fail == Fail::Check(sbc::SHORT_DATA) { task.wanted } else { 0 };
+                response.data_out = Residual::of(out, task.capacity_out);
                 response.data_in = Residual::of(0, task.capacity_in);
             }
         }

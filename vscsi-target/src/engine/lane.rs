@@ -10,7 +10,10 @@ use crate::{
     opcode::{Fail, Lane, flag},
     reactor::{Mail, pool::PoolBuf, sg},
 };
-use std::{io, mem, sync::Arc};
+use std::{
+    io, mem,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 impl Engine {
     /// The gate let a task through.
@@ -118,6 +121,7 @@ impl Engine {
             data: data.get(..task.received).unwrap_or_default(),
             reply: &mut reply,
             abort: &mut abort,
+            cancelled: &NEVER,
         });
         self.called(task, result, &reply, abort);
         self.reply = reply;
@@ -129,6 +133,8 @@ impl Engine {
         let (cdb, received, row) = (task.cdb().to_vec(), task.received, task.row);
         let (itl, table) = (Arc::clone(&task.itl), task.table.clone());
         let (model, reactor) = (Arc::clone(&self.model), self.reactor);
+        let cancelled = Arc::new(AtomicBool::new(false));
+        task.cancelled = Some(Arc::clone(&cancelled));
         self.workers.run(Box::new(move || {
             let (mut reply, mut abort) = (Vec::new(), Vec::new());
             let bytes = data.as_ref().map_or(&[][..], |data| data.bytes());
@@ -140,6 +146,7 @@ impl Engine {
                 data: bytes.get(..received).unwrap_or_default(),
                 reply: &mut reply,
                 abort: &mut abort,
+                cancelled: &cancelled,
             });
             let work = Work::Called { result, reply, abort, data };
             model.postboxes.post(reactor, Mail::Worked(Box::new(Worked { task: key, work })));
@@ -203,3 +210,6 @@ fn move_blocking(itl: &Itl, media: Media, bytes: &mut [u8]) -> io::Result<()> {
         Op::Flush => backend.flush(),
     }
 }
+
+/// A handler on a reactor is done before anybody can abort it.
+static NEVER: AtomicBool = AtomicBool::new(false);

@@ -272,7 +272,12 @@ impl Engine {
         // The first abort decides what the initiator sees.
         task.aborted.get_or_insert(with_status);
         match task.stage {
-            Stage::Running | Stage::Ended => {}
+            Stage::Running => {
+                if let Some(cancelled) = &task.cancelled {
+                    cancelled.store(true, SeqCst);
+                }
+            }
+            Stage::Ended => {}
             Stage::AwaitsGate => {
                 if task.itl.lu.gate.cancel(reactor, key) {
                     self.end(key, Ok(()));

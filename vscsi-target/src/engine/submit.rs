@@ -13,7 +13,7 @@ use crate::{
     model::{Itl, NexusView, gate::Need, lu, nexus::bit},
     opcode::{Access, Fail, Lane, Row, Transfer, flag, service_action},
     reactor::{pool::PoolBuf, sg},
-    sbc::rw,
+    sbc::{self, rw},
     sense::{Sense, key},
     spc::mode::Modes,
 };
@@ -146,6 +146,11 @@ impl Engine {
             return Ok(Submitted::Accepted);
         }
         let mut task = self.task(itl, row, command, owner, wanted);
+        if media.len != moved {
+            // A part of a block cannot be written, and the blocks before it are not either.
+            self.end_with(task, Err(Fail::Check(sbc::SHORT_DATA)));
+            return Ok(Submitted::Accepted);
+        }
         task.media = Some(media);
         match memory {
             Memory::Pool => {
@@ -307,6 +312,7 @@ impl Engine {
             key_at_gate: None,
             raised: false,
             aborted: None,
+            cancelled: None,
             sweeps: Vec::new(),
         }
     }

@@ -12,7 +12,10 @@ use crate::{
     },
 };
 use libsrp::{Response, Tag, TaskAttribute};
-use std::{io, mem, sync::Arc};
+use std::{
+    io, mem,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 /// Names a task on its reactor; stale keys name nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -256,6 +259,8 @@ pub(super) struct Task {
     pub(super) raised: bool,
     /// A sweep aborted it: `true` when it still ends in TASK ABORTED.
     pub(super) aborted: Option<bool>,
+    /// Tells a handler on a worker that it was aborted.
+    pub(super) cancelled: Option<Arc<AtomicBool>>,
     /// Sweeps that wait for it to end.
     pub(super) sweeps: Vec<Arc<Sweep>>,
 }

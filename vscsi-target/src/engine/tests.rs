@@ -8,6 +8,7 @@ use crate::{
         reservation::{NexusId, Reservations, TransportId},
     },
     reactor::{EndpointId, Postboxes, pool::Pool, ring::Ring, workers::Workers},
+    sbc,
     sense::Sense,
     spc::mode::Modes,
 };
@@ -202,6 +203,19 @@ fn residuals_say_what_the_initiator_expected_too_much_or_too_little() {
     assert_eq!((response.status, response.data_out), (Status::GOOD, Residual::Over(3072)));
     let (_, data) = rig.call(&mut nexus, &read_10(0, 4), &room(2048));
     assert_eq!((data[1023], data[1024]), (7, 0));
+}
+
+#[test]
+fn a_write_of_less_than_a_block_is_refused_and_says_how_much_is_missing() {
+    let mut rig = Rig::new();
+    let mut nexus = rig.nexus("iqn.a");
+    for cdb in [write_10(0, 1), [0x2E, 0x02, 0, 0, 0, 0, 0, 0, 1, 0]] {
+        let (response, _) = rig.call(&mut nexus, &cdb, &out(&[7; 200]));
+        assert_eq!(response.sense, sbc::SHORT_DATA.encode(false));
+        assert_eq!(response.data_out, Residual::Over(312));
+        let (_, data) = rig.call(&mut nexus, &read_10(0, 1), &room(512));
+        assert_eq!(data, [0; 512]);
+    }
 }
 
 #[test]

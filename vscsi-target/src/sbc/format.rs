@@ -32,7 +32,7 @@ pub fn format_unit(call: &mut Call<'_>) -> Result<(), Fail> {
         work: zero,
         finish,
     }
-    .run()
+    .run(call.cancelled)
 }
 
 /// Data-Out of FORMAT UNIT: the parameter list header, since what follows it is refused.

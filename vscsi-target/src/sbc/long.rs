@@ -1,15 +1,24 @@
 //! Operations on the whole medium that take long: FORMAT UNIT and SANITIZE.
 //!
 //! While one runs, [`LuState::busy`] makes the engine refuse everything that needs the medium and
-//! says how far it is. With IMMED it runs on a thread of its own, which holds the logical unit and
-//! stops early when that is taken out of service.
+//! says how far it is. It runs on a thread of its own, which holds the logical unit and stops early
+//! when that is taken out of service. Without IMMED the command waits for it; when the command is
+//! aborted the operation goes on, as SBC-4 4.11 wants it of SANITIZE.
 
 use crate::{
     model::{LogicalUnit, LuState, lu::flag},
     opcode::Fail,
     sense::{Sense, key},
 };
-use std::{sync::Arc, thread};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
+};
 
 /// What is to be done.
 pub(super) struct Long<W> {
@@ -29,8 +38,9 @@ impl<W> Long<W>
 where
     W: FnOnce(&LogicalUnit, &mut Progress<'_>) -> Result<(), Sense> + Send + 'static,
 {
-    /// Starts it, and without IMMED waits for its end. Refused while another one runs.
-    pub(super) fn run(self) -> Result<(), Fail> {
+    /// Starts it, and without IMMED waits for its end or until `cancelled`. Refused while another
+    /// one runs.
+    pub(super) fn run(self, cancelled: &AtomicBool) -> Result<(), Fail> {
         let Self { lu, immediate, shown, work, finish } = self;
         lu.update(|state| match running(state) {
             Some(busy) => Err(busy),
@@ -40,27 +50,31 @@ where
             }
         })?;
         let unit = Arc::clone(&lu);
-        let job = move || {
+        let (tell, told) = mpsc::sync_channel(1);
+        let spawned = thread::Builder::new().name("vscsi-long".to_owned()).spawn(move || {
             let mut progress = Progress { lu: &unit, shown, last: 0 };
             let result = work(&unit, &mut progress);
+            if let Err(sense) = &result {
+                tracing::error!(lu = unit.id, ?sense, "an operation on the whole medium failed");
+            }
             unit.update(|state| {
                 state.busy = None;
                 finish(state, result.is_ok());
             });
-            result
-        };
-        if !immediate {
-            return job().map_err(Fail::from);
-        }
-        let spawned = thread::Builder::new().name("vscsi-long".to_owned()).spawn(move || {
-            if let Err(sense) = job() {
-                tracing::error!(?sense, "an operation that was answered before its end failed");
-            }
+            // Nobody waits after IMMED or an abort.
+            let _ = tell.send(result);
         });
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for a long operation");
             lu.update(|state| state.busy = None);
             return Err(Sense::INTERNAL_FAILURE.into());
+        }
+        while !immediate && !cancelled.load(Ordering::Acquire) {
+            match told.recv_timeout(PATIENCE) {
+                Ok(result) => return result.map_err(Fail::from),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(Sense::INTERNAL_FAILURE.into()),
+            }
         }
         Ok(())
     }
@@ -118,3 +132,34 @@ pub(super) fn sweep(
 
 /// Progress is published in steps of about half a percent.
 const STEP: u16 = 300;
+
+/// How soon an abort is noticed.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Fixture;
+
+    #[test]
+    fn an_aborted_command_leaves_the_operation_running() {
+        let fixture = Fixture::new();
+        let (go, wait) = mpsc::channel::<()>();
+        let long = Long {
+            lu: Arc::clone(&fixture.lu),
+            immediate: false,
+            shown: Sense::SANITIZING,
+            work: move |_: &LogicalUnit, _: &mut Progress<'_>| {
+                let _ = wait.recv();
+                Ok(())
+            },
+            finish: |state, ok| state.sanitize_failed = !ok,
+        };
+        assert_eq!(long.run(&AtomicBool::new(true)), Ok(()));
+        assert_eq!(fixture.lu.readiness(), Err(Sense::SANITIZING.with_progress(0)));
+        go.send(()).unwrap();
+        while fixture.lu.readiness().is_err() {
+            thread::yield_now();
+        }
+    }
+}

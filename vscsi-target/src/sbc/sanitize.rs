@@ -104,7 +104,7 @@ where
         work,
         finish: if may_exit { finish_unrestricted } else { finish_restricted },
     }
-    .run()
+    .run(call.cancelled)
 }
 
 /// Like any media command, except that a failed SANITIZE or FORMAT UNIT does not stand in the way.
