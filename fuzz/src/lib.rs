@@ -6,6 +6,7 @@
 //! a function and its seeds in the file of its crate, a row in [`TARGETS`], a wrapper in
 //! `fuzz_targets/` with its `[[bin]]`, then `cargo run --no-default-features --example seeds`.
 
+pub mod iscsi;
 pub mod srp;
 
 /// A fuzz target.
@@ -33,4 +34,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "srp_iu", run: srp::iu, seeds: srp::iu_seeds },
     Target { name: "srp_descriptors", run: srp::descriptors, seeds: srp::descriptor_seeds },
     Target { name: "viosrp", run: srp::viosrp, seeds: srp::viosrp_seeds },
+    Target { name: "iscsi_pdu", run: iscsi::pdu, seeds: iscsi::pdu_seeds },
+    Target { name: "iscsi_text", run: iscsi::text, seeds: iscsi::text_seeds },
+    Target { name: "iscsi_login", run: iscsi::login, seeds: iscsi::login_seeds },
 ];
