@@ -47,12 +47,13 @@ fn parameters(lu: &LogicalUnit, code: u8, first: u16, default: bool) -> Result<V
         STATISTICS => {
             let size = u64::from(lu.block_size().max(1));
             let commands = (sum(|c| &c.reads), sum(|c| &c.writes));
-            // Processing times are not measured.
+            // Processing and idle times are not measured: they, and the unit they would be in, are
+            // zero. Readers expect the parameters all the same.
             let values = [commands.0, commands.1, written / size, read / size, 0, 0, 0, 0];
-            vec![(1, LIST, words(&values))]
+            vec![(1, LIST, words(&values)), (2, LIST, words(&[0])), (3, LIST, words(&[0]))]
         }
-        // No informational exception, temperature not available.
-        _ => vec![(0, LIST, vec![0, 0, 0xFF, 0])],
+        // No informational exception; neither a temperature nor a threshold for it.
+        _ => vec![(0, LIST, vec![0, 0, 0xFF, 0xFF])],
     };
     if list.iter().all(|(code, ..)| *code < first) {
         return Err(Sense::cdb_byte(5));

@@ -341,7 +341,7 @@ fn log_counts_commands_and_bytes() {
     fixture.lu.counters[0].reads.store(3, Ordering::Relaxed);
     fixture.lu.counters[0].read_bytes.store(1536, Ordering::Relaxed);
     let data = fixture.call(&[0x4D, 0, 0x59, 0, 0, 0, 0, 1, 0, 0], &[]).unwrap();
-    assert_eq!(data[..8], [0x19, 0, 0, 68, 0, 1, 0x23, 64]);
+    assert_eq!(data[..8], [0x19, 0, 0, 92, 0, 1, 0x23, 64]);
     assert_eq!((data[15], data[39]), (3, 3));
     let errors = fixture.call(&[0x4D, 0, 0x43, 0, 0, 0, 5, 1, 0, 0], &[]).unwrap();
     assert_eq!(errors, [3, 0, 0, 12, 0, 5, 0x20, 8, 0, 0, 0, 0, 0, 0, 6, 0]);
