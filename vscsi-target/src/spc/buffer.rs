@@ -1,4 +1,4 @@
-//! READ BUFFER and WRITE BUFFER (SPC-5 6.18, 6.54): a data buffer and an echo buffer, for initiators
+//! READ BUFFER and WRITE BUFFER (SPC-4 6.18, 6.49): a data buffer and an echo buffer, for initiators
 //! that try the path to the logical unit. There is no microcode to download.
 
 use crate::{engine::Call, limits, opcode::Fail, sense::Sense};

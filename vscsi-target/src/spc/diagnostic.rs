@@ -1,4 +1,4 @@
-//! SEND DIAGNOSTIC and RECEIVE DIAGNOSTIC RESULTS (SPC-5 6.42, 6.21): a self-test that reads the
+//! SEND DIAGNOSTIC and RECEIVE DIAGNOSTIC RESULTS (SPC-4 6.42, 6.27): a self-test that reads the
 //! medium, and the page that lists the diagnostic pages.
 
 use crate::{engine::Call, opcode::Fail, sense::Sense};

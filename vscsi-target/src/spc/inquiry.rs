@@ -1,4 +1,4 @@
-//! INQUIRY: the standard data (SPC-5 6.6.2). The vital product data pages are in [`vpd`].
+//! INQUIRY: the standard data (SPC-4 6.6.2). The vital product data pages are in [`vpd`].
 
 #[cfg(test)]
 mod tests;
@@ -17,24 +17,23 @@ pub fn inquiry(call: &mut Call<'_>) -> Result<(), Fail> {
         None => {
             let target = &call.itl.nexus.target;
             let config = &call.itl.lu.config;
-            let data = standard(DIRECT_ACCESS, &config.identity, target, call.itl.nexus.port);
+            let port = call.itl.nexus.port;
+            let mut data = standard(DIRECT_ACCESS, &config.identity, target, port);
+            data[1] = if config.removable { REMOVABLE } else { 0 };
             call.put(&data);
-            if config.removable {
-                call.reply[1] |= REMOVABLE;
-            }
             Ok(())
         }
         Some(page) => vpd::of_unit(call, page),
     }
 }
 
-/// INQUIRY of a LUN that names nothing: peripheral qualifier 011b (SPC-5 6.6.2). The vendor and
+/// INQUIRY of a LUN that names nothing: peripheral qualifier 011b (SPC-4 6.6.2). The vendor and
 /// product are there because Linux and Windows skip the whole target without them.
 pub fn absent(cdb: &[u8], target: &Target, port: u16, reply: &mut Vec<u8>) -> Result<(), Fail> {
     bare(ABSENT, cdb, target, port, reply)
 }
 
-/// INQUIRY of the REPORT LUNS well-known logical unit (SPC-5 8.2).
+/// INQUIRY of the REPORT LUNS well-known logical unit.
 pub fn well_known(cdb: &[u8], target: &Target, port: u16, reply: &mut Vec<u8>) -> Result<(), Fail> {
     bare(WELL_KNOWN, cdb, target, port, reply)
 }

@@ -1,4 +1,4 @@
-//! LOG SENSE (SPC-5 6.8, 7.3): counters since the logical unit was set up. None are saved, and none
+//! LOG SENSE (SPC-4 6.8, 7.3): counters since the logical unit was set up. None are saved, and none
 //! can be set.
 
 use crate::{

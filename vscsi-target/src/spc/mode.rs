@@ -87,7 +87,7 @@ impl Modes {
         self.current.task_aborted
     }
 
-    /// A logical unit reset: the saved values become current again (SPC-5 5.11).
+    /// A logical unit reset: the saved values become current again.
     pub fn reset(&mut self) {
         self.current = self.saved.unwrap_or(self.default);
     }

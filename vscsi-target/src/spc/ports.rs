@@ -1,4 +1,4 @@
-//! REPORT TARGET PORT GROUPS (SPC-5 6.36): every group is active/optimized, and nobody can change
+//! REPORT TARGET PORT GROUPS (SPC-4 6.37): every group is active/optimized, and nobody can change
 //! that.
 
 use crate::{engine::Call, opcode::Fail, sense::Sense};

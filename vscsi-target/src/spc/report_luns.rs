@@ -1,4 +1,4 @@
-//! REPORT LUNS (SPC-5 6.31).
+//! REPORT LUNS (SPC-4 6.33).
 
 use crate::{
     engine::{Call, call::be},

@@ -1,4 +1,4 @@
-//! REQUEST SENSE (SPC-5 6.39).
+//! REQUEST SENSE (SPC-4 6.39).
 
 use crate::{
     engine::{Call, call::be},

@@ -1,4 +1,4 @@
-//! REPORT SUPPORTED OPERATION CODES and TASK MANAGEMENT FUNCTIONS (SPC-5 6.34, 6.35), out of the
+//! REPORT SUPPORTED OPERATION CODES and TASK MANAGEMENT FUNCTIONS (SPC-4 6.35, 6.36), out of the
 //! opcode table.
 
 use crate::{
@@ -75,5 +75,5 @@ const CTDP: u8 = 0x02;
 const ONE_CTDP: u8 = 0x80;
 const NOT_SUPPORTED: u8 = 0x01;
 const SUPPORTED: u8 = 0x03;
-/// A command timeouts descriptor that indicates none (SPC-5 6.34.4).
+/// A command timeouts descriptor that indicates none.
 const TIMEOUTS: [u8; 12] = [0, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -32,7 +32,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: 0,
         handler: test_unit_ready,
-        spec: "SPC-5 6.48",
+        spec: "SPC-4 6.47",
     },
     Row {
         opcode: 0x03,
@@ -44,7 +44,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NO_ATTENTION | flag::NOT_READY_OK | flag::ANY_LUN,
         handler: request_sense,
-        spec: "SPC-5 6.39",
+        spec: "SPC-4 6.39",
     },
     Row {
         opcode: 0x12,
@@ -56,7 +56,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NO_ATTENTION | flag::NOT_READY_OK | flag::ANY_LUN,
         handler: inquiry,
-        spec: "SPC-5 6.6",
+        spec: "SPC-4 6.6",
     },
     Row {
         opcode: 0x15,
@@ -68,7 +68,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Worker,
         flags: flag::NOT_READY_OK | flag::PERSISTS,
         handler: mode_select_6,
-        spec: "SPC-5 6.12",
+        spec: "SPC-4 6.11",
     },
     Row {
         opcode: 0x16,
@@ -104,7 +104,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: mode_sense_6,
-        spec: "SPC-5 6.14",
+        spec: "SPC-4 6.13",
     },
     Row {
         opcode: 0x1C,
@@ -116,7 +116,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: receive_diagnostic,
-        spec: "SPC-5 6.21",
+        spec: "SPC-4 6.27",
     },
     Row {
         opcode: 0x1D,
@@ -128,7 +128,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Worker,
         flags: 0,
         handler: send_diagnostic,
-        spec: "SPC-5 6.42",
+        spec: "SPC-4 6.42",
     },
     Row {
         opcode: 0x3B,
@@ -140,7 +140,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: write_buffer,
-        spec: "SPC-5 6.54",
+        spec: "SPC-4 6.49",
     },
     Row {
         opcode: 0x3C,
@@ -152,7 +152,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: read_buffer,
-        spec: "SPC-5 6.18",
+        spec: "SPC-4 6.18",
     },
     Row {
         opcode: 0x4D,
@@ -164,7 +164,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: log_sense,
-        spec: "SPC-5 6.8",
+        spec: "SPC-4 6.8",
     },
     Row {
         opcode: 0x55,
@@ -176,7 +176,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Worker,
         flags: flag::NOT_READY_OK | flag::PERSISTS,
         handler: mode_select_10,
-        spec: "SPC-5 6.13",
+        spec: "SPC-4 6.12",
     },
     Row {
         opcode: 0x56,
@@ -212,7 +212,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: mode_sense_10,
-        spec: "SPC-5 6.15",
+        spec: "SPC-4 6.14",
     },
     Row {
         opcode: 0x5E,
@@ -224,7 +224,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: persistent_in,
-        spec: "SPC-5 6.16",
+        spec: "SPC-4 6.15",
     },
     Row {
         opcode: 0x5E,
@@ -236,7 +236,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: persistent_in,
-        spec: "SPC-5 6.16",
+        spec: "SPC-4 6.15",
     },
     Row {
         opcode: 0x5E,
@@ -248,7 +248,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: persistent_in,
-        spec: "SPC-5 6.16",
+        spec: "SPC-4 6.15",
     },
     Row {
         opcode: 0x5E,
@@ -260,7 +260,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: persistent_in,
-        spec: "SPC-5 6.16",
+        spec: "SPC-4 6.15",
     },
     Row {
         opcode: 0x5F,
@@ -272,7 +272,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Worker,
         flags: flag::NOT_READY_OK | flag::PERSISTS,
         handler: persistent_out,
-        spec: "SPC-5 6.17",
+        spec: "SPC-4 6.16",
     },
     Row {
         opcode: 0x5F,
@@ -284,7 +284,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Worker,
         flags: flag::NOT_READY_OK | flag::PERSISTS,
         handler: persistent_out,
-        spec: "SPC-5 6.17",
+        spec: "SPC-4 6.16",
     },
     Row {
         opcode: 0x5F,
@@ -296,7 +296,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Worker,
         flags: flag::NOT_READY_OK | flag::PERSISTS,
         handler: persistent_out,
-        spec: "SPC-5 6.17",
+        spec: "SPC-4 6.16",
     },
     Row {
         opcode: 0x5F,
@@ -308,7 +308,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Worker,
         flags: flag::NOT_READY_OK | flag::PERSISTS,
         handler: persistent_out,
-        spec: "SPC-5 6.17",
+        spec: "SPC-4 6.16",
     },
     Row {
         opcode: 0x5F,
@@ -320,7 +320,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Worker,
         flags: flag::NOT_READY_OK | flag::PERSISTS,
         handler: persistent_out,
-        spec: "SPC-5 6.17",
+        spec: "SPC-4 6.16",
     },
     Row {
         opcode: 0x5F,
@@ -332,7 +332,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Worker,
         flags: flag::NOT_READY_OK | flag::PERSISTS,
         handler: persistent_out,
-        spec: "SPC-5 6.17",
+        spec: "SPC-4 6.16",
     },
     Row {
         opcode: 0x5F,
@@ -344,7 +344,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Worker,
         flags: flag::NOT_READY_OK | flag::PERSISTS,
         handler: persistent_out,
-        spec: "SPC-5 6.17",
+        spec: "SPC-4 6.16",
     },
     Row {
         opcode: 0x5F,
@@ -356,7 +356,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Worker,
         flags: flag::NOT_READY_OK | flag::PERSISTS,
         handler: persistent_out,
-        spec: "SPC-5 6.17",
+        spec: "SPC-4 6.16",
     },
     Row {
         opcode: 0xA0,
@@ -368,7 +368,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NO_ATTENTION | flag::NOT_READY_OK | flag::ANY_LUN,
         handler: report_luns,
-        spec: "SPC-5 6.31",
+        spec: "SPC-4 6.33",
     },
     Row {
         opcode: 0xA3,
@@ -380,7 +380,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: report_target_port_groups,
-        spec: "SPC-5 6.36",
+        spec: "SPC-4 6.37",
     },
     Row {
         opcode: 0xA3,
@@ -392,7 +392,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: report_supported_opcodes,
-        spec: "SPC-5 6.34",
+        spec: "SPC-4 6.35",
     },
     Row {
         opcode: 0xA3,
@@ -404,7 +404,7 @@ pub const ROWS: &[Row] = &[
         lane: Lane::Inline,
         flags: flag::NOT_READY_OK,
         handler: report_supported_functions,
-        spec: "SPC-5 6.35",
+        spec: "SPC-4 6.36",
     },
 ];
 

@@ -1,4 +1,4 @@
-//! Vital product data pages (SPC-5 7.7, SBC-4 6.6).
+//! Vital product data pages (SPC-4 7.8, SBC-3 6.6).
 
 use super::DIRECT_ACCESS;
 use crate::{
@@ -175,7 +175,7 @@ const LIMITS: u8 = 0xB0;
 const CHARACTERISTICS: u8 = 0xB1;
 const PROVISIONING: u8 = 0xB2;
 
-// Code sets and designator types (SPC-5 tables 519, 520); the protocol identifier stands in the
+// Code sets and designator types; the protocol identifier stands in the
 // high half of the first byte.
 const BINARY: u8 = 1;
 const ASCII: u8 = 2;

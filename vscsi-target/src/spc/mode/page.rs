@@ -1,4 +1,4 @@
-//! Mode pages (SPC-5 7.5, SBC-4 6.5): each is a row of fixed bytes, and the places of the bits that
+//! Mode pages (SPC-4 7.5, SBC-4 6.5): each is a row of fixed bytes, and the places of the bits that
 //! can be changed.
 
 use super::Settings;

@@ -1,4 +1,4 @@
-//! MODE SELECT(6) and (10) (SPC-5 6.12, 6.13).
+//! MODE SELECT(6) and (10) (SPC-4 6.11, 6.12).
 
 use super::{
     Settings, file,

@@ -1,4 +1,4 @@
-//! MODE SENSE(6) and (10) (SPC-5 6.14, 6.15).
+//! MODE SENSE(6) and (10) (SPC-4 6.13, 6.14).
 
 use super::{
     Modes, file,
