@@ -156,11 +156,11 @@ impl Backend {
         each!(self, backend => backend.flush())
     }
 
-    /// A flush or a forced write that [`Backend::start`] queued has failed. Where completed writes may
-    /// be lost with that, all flushes and forced writes fail from now on.
-    pub fn failed(&self, error: &io::Error) {
+    /// An operation that [`Backend::start`] queued has failed. If written data may be lost with it,
+    /// all flushes and forced writes fail from now on.
+    pub fn failed(&self, op: Op, error: &io::Error) {
         if let Self::File(file) = self {
-            file.failed(error);
+            file.failed(op, error);
         }
     }
 

@@ -62,11 +62,19 @@ impl File {
         open::open(options)
     }
 
-    /// A flush or a forced write of the ring failed: from now on they all fail.
-    pub fn failed(&self, error: &io::Error) {
-        let errno = error.raw_os_error().unwrap_or(libc::EIO);
-        // The first error stays.
-        let _ = self.failed.compare_exchange(0, errno, Ordering::AcqRel, Ordering::Acquire);
+    /// An operation of the ring failed: after a flush or a forced write, all of them fail from now
+    /// on. A forced write that found the disk full lost nothing that was acknowledged.
+    pub fn failed(&self, op: Op, error: &io::Error) {
+        let lost = match op {
+            Op::Read | Op::Write { fua: false } => false,
+            Op::Write { fua: true } => error.kind() != io::ErrorKind::StorageFull,
+            Op::Flush => true,
+        };
+        if lost {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            // The first error stays.
+            let _ = self.failed.compare_exchange(0, errno, Ordering::AcqRel, Ordering::Acquire);
+        }
     }
 
     /// How many transfers went through a temporary buffer because O_DIRECT did not take the
@@ -156,7 +164,7 @@ impl File {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     let error = full(error);
-                    self.failed(&error);
+                    self.failed(Op::Flush, &error);
                     return Err(error);
                 }
                 // Another thread's flush may have taken the error that concerns us too.

@@ -98,6 +98,9 @@ impl Engine {
     /// A media operation of a task of the table ended.
     pub(super) fn moved(&mut self, key: TaskKey, result: io::Result<()>) {
         if let Some(task) = self.tasks.remove(key) {
+            if let (Err(error), Some(media)) = (&result, task.media) {
+                task.itl.lu.backend.failed(media.op, error);
+            }
             self.end_media(task, result);
         }
     }

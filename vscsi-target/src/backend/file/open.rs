@@ -287,7 +287,14 @@ fn refused(options: &FileOptions, source: io::Error) -> OpenError {
             OpenError::NotWritable { path, source }
         }
         Errno::EACCES | Errno::EPERM => OpenError::NotReadable { path, source },
-        Errno::EBUSY => OpenError::Busy { path },
+        // Another target has it, or the kernel itself.
+        Errno::EBUSY => {
+            let holder = fs::metadata(&path).ok().and_then(|m| Holder::find(m.dev(), m.ino()));
+            match holder {
+                Some(_) => OpenError::Locked { path, holder },
+                None => OpenError::Busy { path },
+            }
+        }
         Errno::EINVAL if options.direct => {
             OpenError::NoDirect { path, block_size: options.block_size }
         }

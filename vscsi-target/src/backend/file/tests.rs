@@ -3,6 +3,7 @@ use crate::backend::Backend;
 use std::{
     os::unix::fs::MetadataExt,
     path::Path,
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -176,8 +177,8 @@ fn resize_grows_and_shrinks_the_file() {
 fn failed_flush_stays_failed_for_flushes_and_forced_writes_only() {
     let image = Image::new(MIB);
     let backend = Backend::File(image.open());
-    backend.failed(&Errno::ENOSPC.into());
-    backend.failed(&Errno::EIO.into());
+    backend.failed(Op::Flush, &Errno::ENOSPC.into());
+    backend.failed(Op::Flush, &Errno::EIO.into());
     assert_eq!(backend.flush().unwrap_err().kind(), io::ErrorKind::StorageFull);
     let mut ring = Ring::disabled();
     let flushed = backend.start(&mut ring, 1, Op::Flush, 0, &[]);
@@ -210,4 +211,58 @@ fn direct_file_bounces_only_what_is_not_aligned() {
     assert!(pages.bytes()[3..len + 3].iter().all(|b| *b == 5));
     let odd = Segment { base: pages.base().wrapping_add(1), len: 4096 };
     assert!(!file.takes(&[odd]));
+}
+
+#[test]
+fn failed_forced_write_is_remembered_unless_the_disk_was_full() {
+    let image = Image::new(MIB);
+    let file = image.open();
+    file.failed(Op::Read, &Errno::EIO.into());
+    file.failed(Op::Write { fua: false }, &Errno::EIO.into());
+    file.failed(Op::Write { fua: true }, &Errno::ENOSPC.into());
+    file.flush().unwrap();
+    file.failed(Op::Write { fua: true }, &Errno::EIO.into());
+    assert_eq!(file.flush().unwrap_err().raw_os_error(), Some(libc::EIO));
+}
+
+/// A loop device over an image, detached at the end.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn over(image: &Image) -> Option<Self> {
+        let out = Command::new("losetup").args(["-f", "--show"]).arg(&image.0).output().ok()?;
+        let path = String::from_utf8(out.stdout).ok()?;
+        out.status.success().then(|| Self(path.trim_end().into()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn block_device_has_its_size_reads_back_and_unmaps_to_zeroes() {
+    let image = Image::new(4 * MIB);
+    let Some(device) = Loop::over(&image) else {
+        return eprintln!("skipped: no loop device (needs root and losetup)");
+    };
+    let options = at(&device.0);
+    let file = File::open(&options).unwrap();
+    assert_eq!(file.len(), 4 * MIB);
+    let second = refusal(&options);
+    assert!(matches!(second, OpenError::Locked { holder: Some(_), .. }), "{second}");
+    assert!(file.properties().thin, "{:?}", file.properties());
+    file.write_at(0, &[0xff; 65536]).unwrap();
+    file.flush().unwrap();
+    file.unmap(4096, 32768).unwrap();
+    let mut back = vec![0; 65536];
+    file.read_at(0, &mut back).unwrap();
+    assert_eq!(back[..4096], [0xff; 4096]);
+    assert_eq!(back[4096..36864], [0; 32768]);
+    assert_eq!(back[36864..], [0xff; 65536 - 36864]);
+    assert!(fs::metadata(&image.0).unwrap().blocks() * 512 < 65536);
+    assert!(file.resize(Some(8 * MIB)).is_err());
+    assert_eq!(file.resize(None).unwrap(), 4 * MIB);
 }
