@@ -17,7 +17,8 @@ import targets  # noqa: E402
 def main():
     """Runs the chosen tests; exits 1 when one failed, or was skipped under --no-skips."""
     parser = argparse.ArgumentParser(prog="tests/lab", description=__doc__.splitlines()[0])
-    parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="run tests whose name has it")
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN",
+                        help="run only tests whose name contains it")
     parser.add_argument("--target", choices=sorted(targets.KINDS), default="vscsi")
     parser.add_argument("--no-skips", action="store_true", help="a skipped test is a failure")
     options = parser.parse_args()

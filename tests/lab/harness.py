@@ -69,6 +69,7 @@ class Lab:
         self._make_target = make_target
         self._report = report
         self._stack = contextlib.ExitStack()
+        self._targets = []
         self.target_kind = target_kind
         self.test_name = test_name
         self.steps = 0
@@ -84,12 +85,14 @@ class Lab:
         """Starts a target with `luns`; see `targets.py` for the options."""
         target = self._make_target(self, luns, **options)
         self._stack.callback(target.stop)
+        self._targets.append(target)
         target.start()
         return target
 
-    def enter(self, manager):
-        """Keeps a context manager open until the test ends."""
-        return self._stack.enter_context(manager)
+    def finish(self):
+        """Checks that every target still runs, unless the test ended it, and ends as it should."""
+        for target in self._targets:
+            target.finish()
 
     def image(self, name, size):
         """A new sparse file of `size` bytes in the scratch folder."""
@@ -171,6 +174,7 @@ class Runner:
         failed = False
         try:
             function(lab)
+            lab.finish()
             if lab.steps == 0:
                 self._report(name, "ok", "", time.monotonic() - started)
         except Skip as skip:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 
-from harness import CACHE, Failed, Skip
+from harness import CACHE, Failed, Skip, check
 
 MODULES = f"/usr/lib/{os.uname().machine}-linux-gnu/qemu"
 
@@ -37,8 +37,13 @@ def download_package(name, version=None):
         return unpacked
     unpacked.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=unpacked.parent) as scratch:
-        subprocess.run(["apt-get", "-q", "download", wanted], cwd=scratch, check=True,
-                       capture_output=True)
+        download = ["apt-get", "-q", "download", wanted]
+        if subprocess.run(download, cwd=scratch, capture_output=True, check=False).returncode:
+            # The lists may be older than what the mirror has now; only root can renew them.
+            subprocess.run(["apt-get", "-q", "update"], capture_output=True, check=False)
+            done = subprocess.run(download, cwd=scratch, capture_output=True, text=True,
+                                  check=False)
+            check(done.returncode == 0, f"{' '.join(download)}: {done.stderr}")
         package = next(pathlib.Path(scratch).glob("*.deb"))
         subprocess.run(["dpkg-deb", "-x", package, f"{scratch}/files"], check=True)
         os.rename(f"{scratch}/files", unpacked)

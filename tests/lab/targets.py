@@ -1,11 +1,10 @@
 """The targets that a scenario can start: `vscsi`, and tgtd as a stand-in for it.
 
-Both take the same description, so a scenario does not know which one it talks to. What the
-command line and the configuration of `vscsi` look like is known here and nowhere else in the lab.
+Both take the same description, so a scenario does not know which one it talks to. How
+`vscsi` is started is known here and nowhere else in the lab.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -29,10 +28,6 @@ class Lun:
     read_only: bool = False
     removable: bool = False
     block_size: int = 512
-
-    def is_plain(self):
-        """Whether the command line can describe it without a configuration file."""
-        return not self.read_only and not self.removable and self.block_size == 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +53,7 @@ class Process:
         self.address = f"{host}:{self.port}"
         self.log_path = lab.scratch / f"target-{self.port}.log"
         self._child = None
+        self._stopped = False
 
     def url(self, lun=0, query=""):
         """The libiscsi URL of LUN number `lun` in the order given."""
@@ -75,6 +71,7 @@ class Process:
 
     def spawn(self, command, env=None):
         """Starts the daemon and waits until it listens."""
+        self._stopped = False
         with open(self.log_path, "ab") as log:
             self._child = subprocess.Popen(
                 [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -96,9 +93,10 @@ class Process:
         return self._child is not None and self._child.poll() is None
 
     def stop(self, sig=signal.SIGTERM, seconds=20):
-        """Ends the daemon and returns its exit code; killing it is a failure of the caller's."""
+        """Ends the daemon and returns its exit code, None when it did not end in time."""
         if self._child is None:
             return None
+        self._stopped = True
         if self._child.poll() is None:
             self._child.send_signal(sig)
         try:
@@ -107,6 +105,16 @@ class Process:
             self._child.kill()
             self._child.wait()
             return None
+
+    def finish(self):
+        """At the end of a test that passed: the daemon must still run, and end as asked."""
+        if not self._stopped:
+            check(self.alive(), f"the target ended by itself:\n{self.log()[-2000:]}")
+            self.check_end(self.stop())
+
+    def check_end(self, code):
+        """Checks the exit code on SIGTERM."""
+        check(code == 0, f"exit code {code} on SIGTERM:\n{self.log()[-2000:]}")
 
     def kill(self):
         """Ends the daemon as a crash would."""
@@ -139,42 +147,29 @@ class Vscsi(Process):
         self.control_path = lab.scratch / f"control-{self.port}.sock"
 
     def start(self):
-        """Starts `vscsi serve` on the command line where that is enough, else with a file."""
+        """Starts `vscsi serve` and waits until it listens."""
         self.spawn([self.binary, "serve", *self.arguments()])
 
     def arguments(self):
         """What follows `vscsi serve` for this target."""
-        control = ["--control", self.control_path]
-        if all(lun.is_plain() for lun in self.luns) and self.chap is None:
-            words = []
-            for lun in self.luns:
-                words += [lun.path] if lun.path else ["--ram", lun.size]
-            words += ["--iscsi", self.address, "--name", self.name]
-            for initiator in self.allow or []:
-                words += ["--allow", initiator]
-            return words + ([] if self.allow else ["--allow-any"]) + control
-        config = self.lab.scratch / f"config-{self.port}.json"
-        config.write_text(json.dumps(self.config(), indent=2))
-        return ["--config", config, *control]
-
-    def config(self):
-        """This target as a configuration file."""
-        target = {"name": self.name, "luns": [self._lun_config(lun) for lun in self.luns]}
+        words = []
+        for lun in self.luns:
+            words += [self._disk(lun)] if lun.path else ["--ram", self._disk(lun)]
+        words += ["--iscsi", self.address, "--name", self.name, "--control", self.control_path,
+                  "--state-dir", self.lab.scratch / f"state-{self.port}"]
+        for initiator in self.allow or []:
+            words += ["--allow", initiator]
         if self.allow is None:
-            target["allow_any"] = True
-        else:
-            target["allow"] = self.allow
+            words.append("--allow-any")
         if self.chap:
-            target["chap_file"] = str(self._chap_file())
-        return {"iscsi": [self.address], "targets": [target]}
+            words += ["--chap-file", self._chap_file()]
+        return words
 
     @staticmethod
-    def _lun_config(lun):
-        config = {"file": str(lun.path)} if lun.path else {"ram": lun.size}
-        for key, plain in (("read_only", False), ("removable", False), ("block_size", 512)):
-            if getattr(lun, key) != plain:
-                config[key] = getattr(lun, key)
-        return config
+    def _disk(lun):
+        options = "".join([",ro" * lun.read_only, ",removable" * lun.removable,
+                           f",bs={lun.block_size}" * (lun.block_size != 512)])
+        return f"{lun.path or lun.size}{options}"
 
     def _chap_file(self):
         path = self.lab.scratch / f"chap-{self.port}"
@@ -236,6 +231,9 @@ class Tgtd(Process):
 
     def _tgtadm(self, *words):
         self.lab.run("tgtadm", "-C", self._control_port, "--lld", "iscsi", *words, timeout=20)
+
+    def check_end(self, code):
+        """tgtd is killed: see `stop`."""
 
     def stop(self, sig=signal.SIGTERM, seconds=20):
         """tgtd answers SIGTERM only when nobody is logged in, so it is killed."""

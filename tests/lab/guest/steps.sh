@@ -3,7 +3,7 @@
 #   CHAP_PORTAL USER SECRET MUTUAL_USER MUTUAL_SECRET    a second target that asks for CHAP
 #   GROWN                   the size in bytes that the host grows the LUN to
 # shellcheck shell=bash
-# shellcheck disable=SC2154
+# shellcheck disable=SC2153,SC2154
 
 # step NAME FUNCTION: runs FUNCTION in a subshell and tells the host how it ended. Exit code 77 is a
 # skip; the last line of output is the reason of a skip or failure.
@@ -109,7 +109,8 @@ opcodes() {
 }
 
 persistent_reservation() {
-    local disk=/dev/$(disk)
+    local disk
+    disk=/dev/$(disk)
     sg_persist --out --register --param-sark=0xabc123 "$disk"
     sg_persist --in --read-keys "$disk" | grep -i 0xabc123
     sg_persist --out --reserve --param-rk=0xabc123 --prout-type=5 "$disk"
@@ -169,12 +170,14 @@ data_digest() { digests None CRC32C 0 1; }
 both_digests() { digests CRC32C CRC32C 1 1; }
 no_digests() { digests None None 0 0; }
 
+size_is() { [ "$(cat "/sys/block/$1/size")" -eq $(($2 / 512)) ]; }
+
 online_grow() {
     local disk
     disk=$(disk)
     host grow || return
     iscsiadm -m session --rescan
-    within 10 test "$(cat "/sys/block/$disk/size")" -eq $((GROWN / 512))
+    within 10 size_is "$disk" "$GROWN"
     # The new end is real: the last block takes data and gives it back.
     dd if=/dev/urandom of=/tmp/block bs=4096 count=1
     dd if=/tmp/block of="/dev/$disk" bs=4096 seek=$((GROWN / 4096 - 1)) oflag=direct

@@ -1,11 +1,9 @@
 """Linux's own initiator in a guest: one boot, many steps (see `guest/steps.sh`)."""
 
 import os
-import signal
 import time
 
 import guest
-from harness import check_equal
 from targets import Chap, Lun
 
 MIB = 1 << 20
@@ -40,9 +38,7 @@ def test_linux_initiator(lab):
         return "killed and started"
 
     def terminate():
-        code = target.stop(signal.SIGTERM)
-        if target.kind == "vscsi":
-            check_equal(code, 0, "exit code on SIGTERM")
+        target.check_end(target.stop())
         time.sleep(OUTAGE_SECONDS)
         target.start()
         return "stopped and started"
