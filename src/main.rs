@@ -1,2 +1,43 @@
 //! The `vscsi` program.
-fn main() {}
+
+mod cli;
+mod config;
+mod control;
+mod disk;
+mod export;
+mod logging;
+mod report;
+mod secrets;
+mod serve;
+mod size;
+mod state;
+mod suggest;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    logging::init(&cli.common);
+    let common = &cli.common;
+    let result = match &cli.command {
+        Command::Serve(args) => {
+            let matches = matches.subcommand_matches("serve").unwrap_or(&matches);
+            args.plan(matches, common.control.as_ref())
+                .map_err(Into::into)
+                .and_then(|plan| serve::run(plan, common.json))
+        }
+        Command::Check { file } => serve::check(file, common.json),
+        Command::Lun(command) => control::client::lun(command, common),
+        Command::Session(command) => control::client::session(command, common),
+        Command::Stats => control::client::stats(common),
+        Command::Shutdown => control::client::shutdown(common),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(report) => report.print(),
+    }
+}

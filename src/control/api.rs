@@ -1,0 +1,250 @@
+//! What goes over the control socket: parameters and results of each verb. Fields keep their order
+//! and names; new ones are added at the end.
+
+use serde::{Deserialize, Serialize};
+
+use crate::report::{Exit, Report};
+
+/// Parameters of `lun.add`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LunAdd {
+    /// The target; may be left out when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// An absolute path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Bytes of RAM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ram: Option<u64>,
+    /// Bytes of nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub null: Option<u64>,
+    /// Logical unit number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lun: Option<u16>,
+    /// Bytes a logical block.
+    #[serde(default = "default_block_size")]
+    pub block_size: u32,
+    /// Writes are refused.
+    #[serde(default)]
+    pub read_only: bool,
+    /// The medium can be ejected.
+    #[serde(default)]
+    pub removable: bool,
+    /// Around the page cache.
+    #[serde(default)]
+    pub direct: bool,
+    /// Unit serial number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Initiators that see it; all when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visible_to: Option<Vec<String>>,
+}
+
+fn default_block_size() -> u32 {
+    512
+}
+
+/// Parameters of `lun.rm`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LunRm {
+    /// The target; may be left out when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Logical unit number.
+    pub lun: u16,
+}
+
+/// Parameters of `lun.resize`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LunResize {
+    /// The target; may be left out when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Logical unit number.
+    pub lun: u16,
+    /// New size in bytes; left out, a block device's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// It may become smaller.
+    #[serde(default)]
+    pub shrink: bool,
+}
+
+/// Parameters of `session.kick`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionKick {
+    /// The session's number.
+    pub id: u16,
+}
+
+/// A logical unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LunInfo {
+    /// Its target.
+    pub target: String,
+    /// Its number.
+    pub lun: u16,
+    /// A path, "ram" or "null".
+    pub backend: String,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes a logical block.
+    pub block_size: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// The medium can be ejected.
+    pub removable: bool,
+    /// Unmapped blocks give their space back.
+    pub thin: bool,
+    /// Unit serial number.
+    pub serial: String,
+    /// NAA name, as initiators show it.
+    pub naa: String,
+    /// I_T nexuses that see it.
+    pub nexuses: usize,
+}
+
+/// A session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// Its number: the TSIH.
+    pub id: u16,
+    /// The initiator's name.
+    pub initiator: String,
+    /// Its part of the session identifier.
+    pub isid: String,
+    /// The target; nothing in a discovery session.
+    pub target: Option<String>,
+    /// Target portal group tag.
+    pub portal_group: u16,
+    /// The reactor it runs on.
+    pub reactor: u16,
+    /// Seconds since it logged in.
+    pub age_seconds: u64,
+    /// Its connections.
+    pub connections: Vec<ConnectionInfo>,
+    /// SCSI commands.
+    pub commands: u64,
+    /// Bytes of Data-In.
+    pub read_bytes: u64,
+    /// Bytes of Data-Out.
+    pub written_bytes: u64,
+    /// PDUs rejected.
+    pub rejects: u64,
+}
+
+/// A connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionInfo {
+    /// Connection identifier.
+    pub cid: u16,
+    /// The peer's address.
+    pub peer: String,
+}
+
+/// Counters of everything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Version of the program.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Its process number.
+    pub pid: u32,
+    /// By logical unit.
+    pub luns: Vec<LunStats>,
+    /// By session.
+    pub sessions: Vec<SessionInfo>,
+    /// By reactor.
+    pub reactors: Vec<ReactorStats>,
+}
+
+/// Counters of a logical unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LunStats {
+    /// Its target.
+    pub target: String,
+    /// Its number.
+    pub lun: u16,
+    /// READ commands that ended in GOOD.
+    pub reads: u64,
+    /// Bytes they moved.
+    pub read_bytes: u64,
+    /// WRITE commands that ended in GOOD.
+    pub writes: u64,
+    /// Bytes they moved.
+    pub write_bytes: u64,
+    /// Commands that ended otherwise.
+    pub failures: u64,
+    /// Errors of the backend.
+    pub backend_errors: u64,
+}
+
+/// Counters of a reactor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReactorStats {
+    /// Its number.
+    pub reactor: u16,
+    /// Its sessions.
+    pub sessions: usize,
+    /// READ commands it served that ended in GOOD.
+    pub reads: u64,
+    /// WRITE commands it served that ended in GOOD.
+    pub writes: u64,
+    /// Processor time it used, in milliseconds.
+    pub cpu_milliseconds: u64,
+}
+
+/// The result of `version`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Of the program.
+    pub version: String,
+    /// Its process number.
+    pub pid: u32,
+}
+
+/// The `data` of an error: a [`Report`] as it goes over the socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Short name.
+    pub code: String,
+    /// Reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Remedy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+    /// Exit code of a client that shows it.
+    pub exit: i64,
+}
+
+impl Fault {
+    /// The part of a report that is not its message.
+    pub fn of(report: &Report) -> Self {
+        Self {
+            code: report.code.to_string(),
+            why: report.why.clone(),
+            fix: report.fix.clone(),
+            exit: report.exit as i64,
+        }
+    }
+
+    /// The report it was made of.
+    pub fn report(self, what: String) -> Report {
+        Report {
+            code: self.code.into(),
+            what,
+            why: self.why,
+            fix: self.fix,
+            exit: Exit::from_number(self.exit),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Tables for people.
+
+use crate::{
+    control::api::{LunInfo, SessionInfo, Stats},
+    size,
+};
+
+/// Logical units.
+pub fn luns(luns: &[LunInfo]) -> String {
+    if luns.is_empty() {
+        return "no logical units; vscsi lun add adds one\n".to_owned();
+    }
+    let mut rows = vec![row(["TARGET", "LUN", "SIZE", "BLOCK", "ACCESS", "SESSIONS", "SERIAL", "BACKEND"])];
+    rows.extend(luns.iter().map(|lun| {
+        let mut access = vec![if lun.read_only { "ro" } else { "rw" }];
+        access.extend(lun.removable.then_some("removable"));
+        access.extend(lun.thin.then_some("thin"));
+        row([
+            lun.target.as_str(),
+            &lun.lun.to_string(),
+            &size::show(lun.size),
+            &lun.block_size.to_string(),
+            &access.join(","),
+            &lun.nexuses.to_string(),
+            &lun.serial,
+            &lun.backend,
+        ])
+    }));
+    align(&rows)
+}
+
+/// Sessions.
+pub fn sessions(sessions: &[SessionInfo]) -> String {
+    if sessions.is_empty() {
+        return "nobody is logged in\n".to_owned();
+    }
+    let mut rows = vec![row(["ID", "INITIATOR", "TARGET", "FROM", "SINCE", "COMMANDS", "READ", "WRITTEN"])];
+    rows.extend(sessions.iter().map(|session| {
+        let peers: Vec<&str> = session.connections.iter().map(|c| c.peer.as_str()).collect();
+        row([
+            session.id.to_string().as_str(),
+            &session.initiator,
+            session.target.as_deref().unwrap_or("(discovery)"),
+            &peers.join(" "),
+            &duration(session.age_seconds),
+            &session.commands.to_string(),
+            &size::show(session.read_bytes),
+            &size::show(session.written_bytes),
+        ])
+    }));
+    align(&rows)
+}
+
+/// Counters.
+pub fn stats(stats: &Stats) -> String {
+    let mut text = format!(
+        "vscsi {} (process {}), up {}\n\n",
+        stats.version,
+        stats.pid,
+        duration(stats.uptime_seconds)
+    );
+    let mut rows = vec![row(["TARGET", "LUN", "READS", "READ", "WRITES", "WRITTEN", "FAILURES", "ERRORS"])];
+    rows.extend(stats.luns.iter().map(|lun| {
+        row([
+            lun.target.as_str(),
+            &lun.lun.to_string(),
+            &lun.reads.to_string(),
+            &size::show(lun.read_bytes),
+            &lun.writes.to_string(),
+            &size::show(lun.write_bytes),
+            &lun.failures.to_string(),
+            &lun.backend_errors.to_string(),
+        ])
+    }));
+    text += &align(&rows);
+    text.push('\n');
+    let mut rows = vec![row(["REACTOR", "SESSIONS", "READS", "WRITES", "CPU SECONDS"])];
+    rows.extend(stats.reactors.iter().map(|reactor| {
+        row([
+            reactor.reactor.to_string().as_str(),
+            &reactor.sessions.to_string(),
+            &reactor.reads.to_string(),
+            &reactor.writes.to_string(),
+            &format!("{:.1}", reactor.cpu_milliseconds as f64 / 1000.0),
+        ])
+    }));
+    text += &align(&rows);
+    text.push('\n');
+    text + &sessions(&stats.sessions)
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+/// Columns two spaces apart; the last one as long as it is.
+fn align(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+    };
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line += &format!("{cell:<width$}  ");
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min"),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [row(["A", "B"]), row(["long", "x"])];
+        assert_eq!(align(&rows), "A     B\nlong  x\n");
+    }
+
+    #[test]
+    fn durations_have_two_units_at_most() {
+        assert_eq!(duration(59), "59 s");
+        assert_eq!(duration(3660), "1 h 1 min");
+        assert_eq!(duration(90_000), "1 d 1 h");
+    }
+}

@@ -1,0 +1,281 @@
+//! What one logical unit is made of, and the `PATH,option,…` form of the command line.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::{
+    size::{self, SizeError},
+    suggest::nearest,
+};
+
+/// Where the blocks are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file or block device.
+    File(PathBuf),
+    /// Memory of so many bytes.
+    Ram(u64),
+    /// Zeroes, so many bytes of them.
+    Null(u64),
+}
+
+/// A logical unit to be exported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Where its blocks are.
+    pub source: Source,
+    /// Logical unit number; `None` for the lowest that is free.
+    pub number: Option<u16>,
+    /// Bytes a logical block: 512 or 4096.
+    pub block_size: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// The medium can be ejected.
+    pub removable: bool,
+    /// Around the page cache.
+    pub direct: bool,
+    /// Unit serial number, which the other names follow; `None` derives it.
+    pub serial: Option<String>,
+    /// Initiators that see it; `None` for all that may log in.
+    pub visible_to: Option<Vec<String>>,
+}
+
+/// Options that the command line sets for all disks.
+#[derive(Clone, Copy, Debug)]
+pub struct Defaults {
+    /// Bytes a logical block.
+    pub block_size: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// The medium can be ejected.
+    pub removable: bool,
+    /// Around the page cache.
+    pub direct: bool,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self { block_size: 512, read_only: false, removable: false, direct: false }
+    }
+}
+
+/// What a disk on the command line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A path.
+    File,
+    /// The size of a RAM disk.
+    Ram,
+    /// The size of a null disk.
+    Null,
+}
+
+/// Why a disk is not understood.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum DiskError {
+    /// Nothing before the first comma.
+    #[error("{0:?} names no disk")]
+    Unnamed(String),
+    /// An option nobody knows.
+    #[error("{disk:?} has an unknown option {option:?}{}", did_you_mean(near))]
+    UnknownOption {
+        /// The disk.
+        disk: String,
+        /// The option.
+        option: String,
+        /// What may have been meant.
+        near: Option<&'static str>,
+    },
+    /// An option that needs a value, or must not have one.
+    #[error("option {0:?} is written {1}")]
+    Form(String, &'static str),
+    /// Neither 512 nor 4096.
+    #[error("a block size of {0} is not supported: 512 and 4096 are")]
+    BlockSize(String),
+    /// Not a size.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// Part of a block at the end.
+    #[error("{size} bytes are not whole blocks of {block_size}")]
+    Ragged {
+        /// Size in bytes.
+        size: u64,
+        /// Block size in bytes.
+        block_size: u32,
+    },
+    /// A serial number that cannot be told.
+    #[error("serial number {0:?} is not 1 to {MAX_SERIAL} printable ASCII characters")]
+    Serial(String),
+    /// Not a logical unit number.
+    #[error("{0:?} is not a logical unit number: 0 to {MAX_LUN} are")]
+    Number(String),
+    /// Only a file can be opened around the page cache.
+    #[error("direct input and output is for files and block devices only")]
+    Direct,
+}
+
+impl Disk {
+    /// A disk with the options of `defaults`.
+    pub fn new(source: Source, defaults: Defaults) -> Self {
+        // Direct input and output as a default for all disks means those that can have it.
+        let direct = defaults.direct && matches!(source, Source::File(_));
+        Self {
+            source,
+            number: None,
+            block_size: defaults.block_size,
+            read_only: defaults.read_only,
+            removable: defaults.removable,
+            direct,
+            serial: None,
+            visible_to: None,
+        }
+    }
+
+    /// Parses `PATH,option,…` or `SIZE,option,…`. A comma in a path is written twice.
+    pub fn parse(text: &str, kind: Kind, defaults: Defaults) -> Result<Self, DiskError> {
+        let mut parts = split(text).into_iter();
+        let name = parts.next().filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| DiskError::Unnamed(text.to_owned()))?;
+        let source = match kind {
+            Kind::File => Source::File(PathBuf::from(name)),
+            Kind::Ram => Source::Ram(size::parse(&name)?),
+            Kind::Null => Source::Null(size::parse(&name)?),
+        };
+        let mut disk = Self::new(source, defaults);
+        for option in parts {
+            disk.apply(&option, text)?;
+        }
+        disk.checked()
+    }
+
+    /// Checks what options together must fulfil.
+    pub fn checked(self) -> Result<Self, DiskError> {
+        if !matches!(self.block_size, 512 | 4096) {
+            return Err(DiskError::BlockSize(self.block_size.to_string()));
+        }
+        if let Source::Ram(size) | Source::Null(size) = self.source {
+            if self.direct {
+                return Err(DiskError::Direct);
+            }
+            if size % u64::from(self.block_size) != 0 {
+                return Err(DiskError::Ragged { size, block_size: self.block_size });
+            }
+        }
+        if let Some(serial) = &self.serial {
+            let fits = (1..=MAX_SERIAL).contains(&serial.len());
+            if !fits || !serial.bytes().all(|b| matches!(b, b' '..=b'~')) {
+                return Err(DiskError::Serial(serial.clone()));
+            }
+        }
+        match self.number {
+            Some(number) if number > MAX_LUN => Err(DiskError::Number(number.to_string())),
+            _ => Ok(self),
+        }
+    }
+
+    fn apply(&mut self, option: &str, disk: &str) -> Result<(), DiskError> {
+        let (key, value) = match option.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (option, None),
+        };
+        match (key, value) {
+            ("ro", None) => self.read_only = true,
+            ("rw", None) => self.read_only = false,
+            ("direct", None) => self.direct = true,
+            ("removable", None) => self.removable = true,
+            ("bs", Some(value)) => {
+                self.block_size = match value {
+                    "512" => 512,
+                    "4096" | "4k" | "4K" => 4096,
+                    _ => return Err(DiskError::BlockSize(value.to_owned())),
+                };
+            }
+            ("serial", Some(value)) => self.serial = Some(value.to_owned()),
+            ("lun", Some(value)) => {
+                let number = value.parse().map_err(|_| DiskError::Number(value.to_owned()))?;
+                self.number = Some(number);
+            }
+            ("ro" | "rw" | "direct" | "removable", Some(_)) => {
+                return Err(DiskError::Form(option.to_owned(), "without a value"));
+            }
+            ("bs" | "serial" | "lun", None) => {
+                return Err(DiskError::Form(option.to_owned(), "with =VALUE"));
+            }
+            _ => {
+                return Err(DiskError::UnknownOption {
+                    disk: disk.to_owned(),
+                    option: key.to_owned(),
+                    near: nearest(key, OPTIONS),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Splits at commas; two of them are one comma of the text.
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == ',' && chars.next_if_eq(&',').is_none() {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(c);
+        }
+    }
+    parts
+}
+
+fn did_you_mean(near: &Option<&str>) -> String {
+    near.map_or_else(String::new, |near| format!(" (did you mean {near:?}?)"))
+}
+
+/// The highest logical unit number that flat addressing reaches.
+pub const MAX_LUN: u16 = 0x3FFF;
+
+const MAX_SERIAL: usize = 64;
+const OPTIONS: [&str; 7] = ["ro", "rw", "direct", "removable", "bs", "serial", "lun"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<Disk, DiskError> {
+        Disk::parse(text, Kind::File, Defaults::default())
+    }
+
+    #[test]
+    fn options_follow_the_path() {
+        let disk = file("/a/b.img,ro,bs=4096,direct,removable,serial=SN 1,lun=7").unwrap();
+        assert_eq!(disk.source, Source::File("/a/b.img".into()));
+        assert_eq!((disk.block_size, disk.number), (4096, Some(7)));
+        assert!(disk.read_only && disk.direct && disk.removable);
+        assert_eq!(disk.serial.as_deref(), Some("SN 1"));
+    }
+
+    #[test]
+    fn a_double_comma_is_part_of_the_path() {
+        let disk = file("a,,b.img,ro").unwrap();
+        assert_eq!(disk.source, Source::File("a,b.img".into()));
+        assert!(disk.read_only);
+    }
+
+    #[test]
+    fn an_unknown_option_names_the_nearest() {
+        let error = file("a.img,serail=1").unwrap_err();
+        assert!(error.to_string().contains("did you mean \"serial\"?"), "{error}");
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for text in ["", ",ro", "a,bs=1024", "a,ro=1", "a,serial", "a,serial=", "a,lun=16384"] {
+            assert!(file(text).is_err(), "{text}");
+        }
+        let ragged = Disk::parse("1000", Kind::Ram, Defaults::default());
+        assert_eq!(ragged, Err(DiskError::Ragged { size: 1000, block_size: 512 }));
+        let direct = Disk::parse("1M,direct", Kind::Ram, Defaults::default());
+        assert_eq!(direct, Err(DiskError::Direct));
+    }
+}

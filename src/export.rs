@@ -1,0 +1,281 @@
+//! From a [`Disk`] to a logical unit in the model: at start and for `vscsi lun add`.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use iscsi::names::target_port_name;
+use thiserror::Error;
+use vscsi_target::{
+    backend::{Backend, File, FileOptions, Mem, Null, OpenError},
+    model::{Identity, LogicalUnit, LuConfig, Model, ModelError, Target},
+};
+
+use crate::{
+    config::{Place, PortalGroup, TargetConfig},
+    disk::{Disk, MAX_LUN, Source},
+    report::{Exit, Report},
+    state::{self, StateError},
+};
+
+/// Why a disk is not exported.
+#[derive(Debug, Error)]
+pub enum ExportError {
+    /// The image or device cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// There is no memory for it.
+    #[error("cannot make a RAM disk of {size} bytes: {source}")]
+    Ram {
+        /// Its size.
+        size: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Another logical unit has the same names.
+    #[error("LUN {number} of {target} has the same serial number ({serial})")]
+    Identity {
+        /// The other's target.
+        target: String,
+        /// The other's number.
+        number: u16,
+        /// What both are called.
+        serial: String,
+    },
+    /// Its saved state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The number is in use.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Every number is in use.
+    #[error("all {} logical unit numbers of {0} are in use", MAX_LUN + 1)]
+    Full(String),
+}
+
+impl From<ExportError> for Report {
+    fn from(error: ExportError) -> Self {
+        let what = error.to_string();
+        match error {
+            ExportError::Open(open) => {
+                let (exit, code) = match &open {
+                    OpenError::Locked { .. } => (Exit::Retry, "image-in-use"),
+                    OpenError::Busy { .. } => (Exit::Retry, "device-in-use"),
+                    OpenError::NotWritable { .. } | OpenError::NotReadable { .. } => {
+                        (Exit::Permission, "image-permission")
+                    }
+                    OpenError::NoLocks { .. } => (Exit::Unavailable, "image-no-locks"),
+                    OpenError::BlockSize { .. } | OpenError::NoDirect { .. } => {
+                        (Exit::Config, "image-options")
+                    }
+                    OpenError::Missing { .. }
+                    | OpenError::Directory { .. }
+                    | OpenError::NotADisk { .. }
+                    | OpenError::Empty { .. }
+                    | OpenError::Ragged { .. } => (Exit::NoInput, "image"),
+                    _ => (Exit::Io, "image-io"),
+                };
+                let report = Self::new(exit, code, what).fix(open.fix());
+                match open {
+                    OpenError::Locked { .. } => report.why(
+                        "two writers, or a writer beside a reader, would damage what is on it",
+                    ),
+                    _ => report,
+                }
+            }
+            ExportError::Ram { .. } => Self::new(Exit::Unavailable, "ram", what),
+            ExportError::Identity { .. } => Self::new(Exit::Config, "identity", what)
+                .why("initiators would take both for one disk with two paths")
+                .fix("give one of them another serial number"),
+            ExportError::State(error) => error.into(),
+            ExportError::Model(ModelError::LunInUse { .. }) => {
+                Self::new(Exit::Failed, "lun-in-use", what)
+                    .fix("choose another number, or none for the lowest that is free")
+            }
+            ExportError::Model(ModelError::NoTarget(_)) => {
+                Self::new(Exit::Failed, "no-target", what).fix("vscsi lun list names the targets")
+            }
+            ExportError::Model(_) | ExportError::Full(_) => Self::new(Exit::Failed, "lun", what),
+        }
+    }
+}
+
+/// Exports disks.
+#[derive(Debug)]
+pub struct Exporter {
+    /// What is exported.
+    pub model: Arc<Model>,
+    state: Place,
+    /// Two disks at once could take the same number or the same name.
+    one_at_a_time: Mutex<()>,
+}
+
+impl Exporter {
+    /// Into this model, with state kept there.
+    pub fn new(model: Arc<Model>, state: Place) -> Self {
+        Self { model, state, one_at_a_time: Mutex::default() }
+    }
+
+    /// Adds a target with its ports and disks.
+    pub fn target(
+        &self,
+        config: &TargetConfig,
+        groups: &[PortalGroup],
+    ) -> Result<Arc<Target>, ExportError> {
+        let target = self.model.add_target(config.name.as_str())?;
+        for group in groups {
+            if config.portal_groups.is_empty() || config.portal_groups.contains(&group.tag) {
+                // All ports lead to the same state, so they are one target port group.
+                target.add_port(1, PROTOCOL_ISCSI, target_port_name(&config.name, group.tag));
+            }
+        }
+        let taken: BTreeSet<u16> = config.luns.iter().filter_map(|disk| disk.number).collect();
+        for disk in &config.luns {
+            self.disk(&target, disk, &taken)?;
+        }
+        Ok(target)
+    }
+
+    /// Adds a disk to a target; one without a number gets the lowest that is neither in use nor in
+    /// `reserved`.
+    pub fn disk(
+        &self,
+        target: &Arc<Target>,
+        disk: &Disk,
+        reserved: &BTreeSet<u16>,
+    ) -> Result<(u16, Arc<LogicalUnit>), ExportError> {
+        let _one = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let used: BTreeSet<u16> = target.luns().into_iter().map(|(number, _)| number).collect();
+        let number = match disk.number {
+            Some(number) if used.contains(&number) => {
+                let target = target.name.clone();
+                return Err(ModelError::LunInUse { target, number }.into());
+            }
+            Some(number) => number,
+            None => (0..=MAX_LUN)
+                .find(|number| !used.contains(number) && !reserved.contains(number))
+                .ok_or_else(|| ExportError::Full(target.name.clone()))?,
+        };
+        let backend = open(disk)?;
+        let identity = Identity::derive(&seed(target, disk, number), disk.serial.as_deref());
+        self.check_unique(&identity)?;
+        // What is in RAM does not outlive the process, nor should who reserved it.
+        let state_dir = match &disk.source {
+            Source::File(_) => state::directory(&self.state)?,
+            Source::Ram(_) | Source::Null(_) => None,
+        };
+        let config = LuConfig {
+            identity,
+            removable: disk.removable,
+            read_only: disk.read_only,
+            state_dir,
+        };
+        let (reservations, modes) = state::load(&config, &backend)?;
+        let postboxes = Arc::clone(&self.model.postboxes);
+        let lu = LogicalUnit::new(config, backend, reservations, modes, postboxes);
+        target.map(number, Arc::clone(&lu), disk.visible_to.clone())?;
+        Ok((number, lu))
+    }
+
+    fn check_unique(&self, identity: &Identity) -> Result<(), ExportError> {
+        for target in self.model.targets() {
+            for (number, lu) in target.luns() {
+                if lu.config.identity.naa == identity.naa {
+                    let (target, serial) = (target.name.clone(), identity.serial.clone());
+                    return Err(ExportError::Identity { target, number, serial });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open(disk: &Disk) -> Result<Backend, ExportError> {
+    Ok(match &disk.source {
+        Source::File(path) => Backend::File(File::open(&FileOptions {
+            path: path.clone(),
+            block_size: disk.block_size,
+            read_only: disk.read_only,
+            direct: disk.direct,
+        })?),
+        &Source::Ram(size) => Backend::Mem(
+            Mem::new(size, disk.block_size).map_err(|source| ExportError::Ram { size, source })?,
+        ),
+        &Source::Null(size) => Backend::Null(Null::new(size, disk.block_size)),
+    })
+}
+
+/// What stays the same about a logical unit over restarts.
+fn seed(target: &Target, disk: &Disk, number: u16) -> String {
+    let what = match &disk.source {
+        Source::File(path) => {
+            let path: PathBuf = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+            format!("file {}", path.display())
+        }
+        Source::Ram(_) => format!("ram {number}"),
+        Source::Null(_) => format!("null {number}"),
+    };
+    format!("{} {what}", target.name)
+}
+
+const PROTOCOL_ISCSI: u8 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{Defaults, Kind};
+    use vscsi_target::reactor::Postboxes;
+
+    fn exporter() -> (Exporter, Arc<Target>) {
+        let model = Model::new(Postboxes::new(1).unwrap());
+        let target = model.add_target("iqn.2026-11.org.x:t").unwrap();
+        (Exporter::new(model, Place::Nowhere), target)
+    }
+
+    fn ram(text: &str) -> Disk {
+        Disk::parse(text, Kind::Ram, Defaults::default()).unwrap()
+    }
+
+    #[test]
+    fn disks_get_the_lowest_free_numbers() {
+        let (exporter, target) = exporter();
+        let add = |text| exporter.disk(&target, &ram(text), &BTreeSet::from([2])).unwrap().0;
+        assert_eq!([add("1M"), add("1M,lun=1"), add("1M")], [0, 1, 3]);
+    }
+
+    #[test]
+    fn a_number_in_use_is_refused() {
+        let (exporter, target) = exporter();
+        let none = BTreeSet::new();
+        exporter.disk(&target, &ram("1M,lun=5"), &none).unwrap();
+        let error = exporter.disk(&target, &ram("1M,lun=5"), &none).unwrap_err();
+        assert!(matches!(error, ExportError::Model(ModelError::LunInUse { number: 5, .. })));
+    }
+
+    #[test]
+    fn the_same_serial_number_twice_is_refused() {
+        let (exporter, target) = exporter();
+        let none = BTreeSet::new();
+        exporter.disk(&target, &ram("1M,serial=A"), &none).unwrap();
+        let error = exporter.disk(&target, &ram("1M,serial=A"), &none).unwrap_err();
+        assert!(matches!(error, ExportError::Identity { number: 0, .. }));
+    }
+
+    #[test]
+    fn an_image_in_use_says_who_holds_it() {
+        let path = std::env::temp_dir().join(format!("vscsi-export-{}", std::process::id()));
+        fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let (exporter, target) = exporter();
+        let none = BTreeSet::new();
+        let disk = Disk::new(Source::File(path.clone()), Defaults::default());
+        exporter.disk(&target, &disk, &none).unwrap();
+        let again = exporter.disk(&target, &disk, &none);
+        fs::remove_file(&path).unwrap();
+        let report = Report::from(again.unwrap_err());
+        assert_eq!((report.code.as_ref(), report.exit), ("image-in-use", Exit::Retry));
+        assert!(report.what.contains(&format!("process {}", std::process::id())), "{report}");
+    }
+}

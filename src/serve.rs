@@ -1,0 +1,293 @@
+//! `vscsi serve`: joins exports, reactors, fabrics, control socket and signals, and ends them in
+//! order.
+
+mod banner;
+mod fabric;
+mod notify;
+mod process;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use iscsi::{
+    endpoint::Note,
+    portal::{BindError, Bound},
+    shared::{Access, Limits, Shared},
+};
+use nix::sys::signal::{Signal, kill};
+use vscsi_target::{
+    model::Model,
+    reactor::{Inbox, Postboxes},
+};
+
+use crate::{
+    cli::serve::Plan,
+    config::{self, Allow, ChapConfig, Config, IscsiConfig, MAX_DEFAULT_REACTORS, Place, file},
+    control::{self, server::ControlSocket, verbs},
+    export::{ExportError, Exporter},
+    report::{Exit, Report},
+    secrets::{self, SecretError},
+};
+use fabric::{AnySeed, Reactors};
+use process::ReactorThread;
+
+/// A running target.
+#[derive(Debug)]
+pub struct Daemon {
+    /// The model, and how it grows.
+    pub exporter: Exporter,
+    /// What iSCSI's endpoints share.
+    pub shared: Arc<Shared>,
+    /// The reactors' threads by number.
+    pub threads: Vec<ReactorThread>,
+    /// When it started.
+    pub started: Instant,
+}
+
+impl Daemon {
+    /// Ends the process as SIGTERM does.
+    pub fn request_stop(&self) {
+        // To this process itself, which may always do that.
+        let _ = kill(nix::unistd::Pid::this(), Signal::SIGTERM);
+    }
+
+    /// Makes every session look at the LUN map, also those that are idle.
+    pub fn refresh_sessions(&self) {
+        for facts in self.shared.sessions() {
+            self.shared.router.note(facts.place(), Note::Refresh);
+        }
+    }
+}
+
+/// Why the target does not start, besides a disk's or a file's faults.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A portal.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A disk or target.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// A file of secrets.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// Mutual authentication without the target's credential.
+    #[error("{} has no \"mutual USER SECRET\" line", .0.display())]
+    NoMutual(std::path::PathBuf),
+    /// A thread, an event or a random source.
+    #[error("cannot start {what}: {source}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl From<StartError> for Report {
+    fn from(error: StartError) -> Self {
+        let what = error.to_string();
+        match error {
+            StartError::Bind(error) => {
+                let exit = match error.reason.kind() {
+                    std::io::ErrorKind::AddrInUse => Exit::Retry,
+                    std::io::ErrorKind::PermissionDenied => Exit::Permission,
+                    _ => Exit::Unavailable,
+                };
+                Self::new(exit, "portal", what).fix(error.fix())
+            }
+            StartError::Export(error) => error.into(),
+            StartError::Secret(error) => error.into(),
+            StartError::NoMutual(_) => Self::new(Exit::Config, "secrets", what)
+                .why("\"mutual\": true makes the target authenticate itself too")
+                .fix("add such a line, with a secret that no initiator has"),
+            StartError::System { .. } => Self::new(Exit::Unavailable, "start", what)
+                .fix("check the limits of this user (ulimit -a)"),
+        }
+    }
+}
+
+/// Checks a configuration file with everything it refers to, except that disks are not opened.
+pub fn check(path: &Path, json: bool) -> Result<(), Report> {
+    let config = file::read(path)?;
+    for target in &config.targets {
+        chap(target.chap.as_ref())?;
+    }
+    chap(config.discovery_chap.as_ref())?;
+    let luns: usize = config.targets.iter().map(|target| target.luns.len()).sum();
+    if json {
+        println!("{}", serde_json::json!({"targets": config.targets.len(), "luns": luns}));
+    } else {
+        println!("{}: {} targets, {luns} LUNs", path.display(), config.targets.len());
+    }
+    Ok(())
+}
+
+/// Serves until a signal ends it.
+pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
+    let started = Instant::now();
+    let config = plan.config;
+    process::raise_descriptor_limit();
+    // Before any thread: they inherit the mask, so that only the waiting thread gets signals.
+    let signals = process::block_signals().map_err(|source| system("signals", source))?;
+
+    let count = config.reactors.unwrap_or_else(default_reactors);
+    let postboxes =
+        Postboxes::new(count.into()).map_err(|source| system("the reactors", source))?;
+    let model = Model::new(Arc::clone(&postboxes));
+    let exporter = Exporter::new(Arc::clone(&model), config.state_dir.clone());
+    let inboxes: Vec<_> =
+        (0..count).map(|reactor| Inbox::new(reactor, Arc::clone(&postboxes))).collect();
+    let router = Arc::new(Reactors::new(inboxes.clone()));
+    let shared = Shared::new(model, router, config.iscsi.preferences, limits(&config.iscsi))
+        .map_err(|source| system("the random source", source))?;
+
+    let mut bound = Vec::new();
+    for group in &config.portal_groups {
+        for &address in &group.listen {
+            bound.push(Bound::new(address, group.tag).map_err(|error| in_use(error, plan.demo))?);
+        }
+    }
+    for target in &config.targets {
+        let access = access(target)?;
+        exporter.target(target, &config.portal_groups).map_err(StartError::from)?;
+        shared.set_access(target.name.as_str(), access);
+    }
+    shared.set_discovery(chap(config.discovery_chap.as_ref())?);
+    let socket = control_socket(&config.control)?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let threads = process::start_reactors(&shared.model, &inboxes, &stop)?;
+    let portals: Vec<_> =
+        bound.iter().map(|bound| (bound.portal.address, bound.portal.tag)).collect();
+    for (bound, inbox) in bound.into_iter().zip(inboxes.iter().cycle()) {
+        inbox.open(AnySeed::Iscsi(bound.seed(Arc::clone(&shared))));
+    }
+    let (handles, threads): (Vec<_>, Vec<_>) = threads.into_iter().unzip();
+    let daemon = Arc::new(Daemon { exporter, shared: Arc::clone(&shared), threads, started });
+    if let Some(socket) = &socket {
+        let daemon = Arc::clone(&daemon);
+        socket
+            .serve(move |method, params| verbs::call(&daemon, method, params))
+            .map_err(|source| system("the control socket", source))?;
+    }
+    let control = socket.as_ref().map(ControlSocket::path);
+    banner::print(&daemon, &config, &portals, control, plan.demo, json);
+    notify::notify(&format!("READY=1\nSTATUS={}", banner::status(&daemon, &portals)));
+
+    signals.wait();
+    notify::notify("STOPPING=1\nSTATUS=finishing what is acknowledged");
+    tracing::info!("stopping; a second signal ends the process at once");
+    signals.exit_on_next();
+    shared.stop(GRACE);
+    stop.store(true, Ordering::Release);
+    for reactor in 0..count {
+        postboxes.wake(reactor);
+    }
+    for handle in handles {
+        // A panic ends the whole process, so that joining does not fail.
+        let _ = handle.join();
+    }
+    drop(socket);
+    flush(&daemon)
+}
+
+/// Everything acknowledged to the medium.
+fn flush(daemon: &Daemon) -> Result<(), Report> {
+    let mut failed = Vec::new();
+    for target in daemon.exporter.model.targets() {
+        for (number, lu) in target.luns() {
+            let read_only = lu.config.read_only || lu.backend.properties().read_only;
+            if !read_only && let Err(error) = lu.backend.flush() {
+                let description = &lu.backend.properties().description;
+                failed.push(format!("LUN {number} of {} ({description}): {error}", target.name));
+            }
+        }
+    }
+    if failed.is_empty() {
+        tracing::info!("stopped");
+        return Ok(());
+    }
+    Err(Report::new(Exit::Io, "flush", "not everything written could be flushed")
+        .why(failed.join("; "))
+        .fix("check these images before they are used again"))
+}
+
+fn default_reactors() -> u16 {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    u16::try_from(cores).unwrap_or(u16::MAX).min(MAX_DEFAULT_REACTORS)
+}
+
+fn limits(iscsi: &IscsiConfig) -> Limits {
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    Limits {
+        window: iscsi.window,
+        sessions_per_initiator: iscsi.sessions_per_initiator as usize,
+        half_open: iscsi.half_open as usize,
+        login: seconds(iscsi.login_timeout),
+        ping_after: seconds(iscsi.ping_after),
+        ping_answer: seconds(iscsi.ping_answer),
+    }
+}
+
+fn access(target: &config::TargetConfig) -> Result<Access, StartError> {
+    let groups = &target.portal_groups;
+    Ok(Access {
+        allow: match &target.allow {
+            Allow::Any => iscsi::shared::Allow::Any,
+            Allow::Names(names) => iscsi::shared::Allow::Only(names.clone()),
+        },
+        chap: chap(target.chap.as_ref())?,
+        alias: target.alias.clone(),
+        redirect: target.redirect.as_ref().map(|redirect| match redirect.permanent {
+            true => iscsi::shared::Redirect::Permanent(redirect.to.clone()),
+            false => iscsi::shared::Redirect::Temporary(redirect.to.clone()),
+        }),
+        portal_groups: (!groups.is_empty()).then(|| groups.clone()),
+    })
+}
+
+fn chap(config: Option<&ChapConfig>) -> Result<Option<iscsi::chap::Chap>, StartError> {
+    let Some(config) = config else { return Ok(None) };
+    let chap = secrets::read(&config.file, config.algorithms)?;
+    if config.mutual && chap.target.is_none() {
+        return Err(StartError::NoMutual(config.file.path.clone()));
+    }
+    Ok(Some(chap))
+}
+
+/// The socket; without one at the usual place the target runs all the same.
+fn control_socket(place: &Place) -> Result<Option<ControlSocket>, Report> {
+    let Some(path) = control::socket(place) else { return Ok(None) };
+    match ControlSocket::bind(&path) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if *place == Place::Usual => {
+            tracing::warn!("{error}; this target has none: give it one with --control SOCKET");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn in_use(error: BindError, demo: bool) -> Report {
+    let taken = error.reason.kind() == std::io::ErrorKind::AddrInUse;
+    let report = Report::from(StartError::from(error));
+    if taken && demo {
+        return report.fix("vscsi serve --ram 1G --iscsi 127.0.0.1:3261 --allow-any");
+    }
+    report
+}
+
+fn system(what: &'static str, source: std::io::Error) -> Report {
+    StartError::System { what, source }.into()
+}
+
+/// How long initiators have to log out before their sessions are dropped.
+const GRACE: Duration = Duration::from_secs(2);

@@ -1,0 +1,113 @@
+//! Every fabric's endpoints as one type, so that they share the reactors, and the way to them.
+
+use std::sync::Arc;
+
+use iscsi::{endpoint, registry::Place, shared::Router};
+use vscsi_target::{
+    engine::Completion,
+    reactor::{Cx, Endpoint, Inbox, Ready},
+};
+
+/// An endpoint of any fabric.
+#[derive(Debug)]
+pub enum AnyEndpoint {
+    /// iSCSI over TCP.
+    Iscsi(endpoint::Endpoint),
+}
+
+/// What makes one.
+#[derive(Debug)]
+pub enum AnySeed {
+    /// iSCSI over TCP.
+    Iscsi(endpoint::Seed),
+}
+
+/// A message to one.
+#[derive(Debug)]
+pub enum AnyNote {
+    /// iSCSI over TCP.
+    Iscsi(endpoint::Note),
+}
+
+impl Endpoint for AnyEndpoint {
+    type Seed = AnySeed;
+    type Note = AnyNote;
+
+    fn open(seed: AnySeed, cx: &mut Cx<'_>) -> Option<Self> {
+        match seed {
+            AnySeed::Iscsi(seed) => endpoint::Endpoint::open(seed, cx).map(Self::Iscsi),
+        }
+    }
+
+    fn note(&mut self, note: AnyNote, cx: &mut Cx<'_>) {
+        match (self, note) {
+            (Self::Iscsi(endpoint), AnyNote::Iscsi(note)) => endpoint.note(note, cx),
+        }
+    }
+
+    fn ready(&mut self, source: u32, ready: Ready, cx: &mut Cx<'_>) {
+        match self {
+            Self::Iscsi(endpoint) => endpoint.ready(source, ready, cx),
+        }
+    }
+
+    fn completed(&mut self, completion: Completion, cx: &mut Cx<'_>) {
+        match self {
+            Self::Iscsi(endpoint) => endpoint.completed(completion, cx),
+        }
+    }
+
+    fn expired(&mut self, cx: &mut Cx<'_>) {
+        match self {
+            Self::Iscsi(endpoint) => endpoint.expired(cx),
+        }
+    }
+
+    fn flush(&mut self, cx: &mut Cx<'_>) {
+        match self {
+            Self::Iscsi(endpoint) => endpoint.flush(cx),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Cx<'_>) -> bool {
+        match self {
+            Self::Iscsi(endpoint) => endpoint.poll(cx),
+        }
+    }
+}
+
+/// The inboxes of all reactors.
+pub struct Reactors {
+    inboxes: Vec<Arc<Inbox<AnyEndpoint>>>,
+}
+
+impl Reactors {
+    /// The way to these.
+    pub fn new(inboxes: Vec<Arc<Inbox<AnyEndpoint>>>) -> Self {
+        Self { inboxes }
+    }
+}
+
+impl std::fmt::Debug for Reactors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} reactors", self.inboxes.len())
+    }
+}
+
+impl Router for Reactors {
+    fn reactors(&self) -> u16 {
+        self.inboxes.len() as u16
+    }
+
+    fn open(&self, reactor: u16, seed: endpoint::Seed) {
+        if let Some(inbox) = self.inboxes.get(usize::from(reactor)) {
+            inbox.open(AnySeed::Iscsi(seed));
+        }
+    }
+
+    fn note(&self, to: Place, note: endpoint::Note) {
+        if let Some(inbox) = self.inboxes.get(usize::from(to.reactor)) {
+            inbox.note(to.endpoint, AnyNote::Iscsi(note));
+        }
+    }
+}
