@@ -52,7 +52,7 @@ pub enum ExportError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// Every number is in use.
-    #[error("all {} logical unit numbers of {0} are in use", MAX_LUN + 1)]
+    #[error("every logical unit number of {0} up to {MAX_LUN} is in use")]
     Full(String),
 }
 
@@ -167,12 +167,8 @@ impl Exporter {
             Source::File(_) => state::directory(&self.state)?,
             Source::Ram(_) | Source::Null(_) => None,
         };
-        let config = LuConfig {
-            identity,
-            removable: disk.removable,
-            read_only: disk.read_only,
-            state_dir,
-        };
+        let config =
+            LuConfig { identity, removable: disk.removable, read_only: disk.read_only, state_dir };
         let (reservations, modes) = state::load(&config, &backend)?;
         let postboxes = Arc::clone(&self.model.postboxes);
         let lu = LogicalUnit::new(config, backend, reservations, modes, postboxes);

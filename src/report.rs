@@ -131,7 +131,8 @@ mod tests {
         let report = Report::new(Exit::Retry, "locked", "a.img is in use")
             .why("process 7 holds it")
             .fix("stop it");
-        let expected = "error[locked]: a.img is in use\n  why: process 7 holds it\n  fix: stop it\n";
+        let expected =
+            "error[locked]: a.img is in use\n  why: process 7 holds it\n  fix: stop it\n";
         assert_eq!(report.render(false), expected);
     }
 

@@ -29,7 +29,7 @@ use vscsi_target::{
 
 use crate::{
     cli::serve::Plan,
-    config::{self, Allow, ChapConfig, Config, IscsiConfig, MAX_DEFAULT_REACTORS, Place, file},
+    config::{self, Allow, ChapConfig, IscsiConfig, MAX_DEFAULT_REACTORS, Place, file},
     control::{self, server::ControlSocket, verbs},
     export::{ExportError, Exporter},
     report::{Exit, Report},

@@ -57,7 +57,8 @@ impl From<StateError> for Report {
                 .fix("--state-dir DIR, or --state-dir none to keep nothing"),
             StateError::Create { .. } => Self::new(Exit::CannotCreate, "state-dir", what)
                 .fix("--state-dir DIR, or --state-dir none to keep nothing"),
-            StateError::Reservations(StoreError::Io { .. }) | StateError::Modes(SaveError::Io { .. }) => {
+            StateError::Reservations(StoreError::Io { .. })
+            | StateError::Modes(SaveError::Io { .. }) => {
                 Self::new(Exit::Io, "state", what).why(why)
             }
             StateError::Reservations(_) | StateError::Modes(_) => {

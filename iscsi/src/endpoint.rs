@@ -45,6 +45,8 @@ pub enum Note {
     Join(Box<Joining>),
     /// To a session: tell the initiator that it is dropped, and drop it.
     Kick,
+    /// To a session: the LUN map changed; let go of logical units that are not in it any more.
+    Refresh,
     /// To all: the target stops; sessions have this long to log out.
     Stop {
         /// This long.

@@ -165,6 +165,11 @@ impl Session {
             }
             Note::Join(joining) => self.join(*joining, cx),
             Note::Kick => self.drop_session(),
+            Note::Refresh => {
+                if let Some(nexus) = &mut self.nexus {
+                    nexus.table();
+                }
+            }
             Note::Stop { grace } => self.request_logout(grace, cx),
             Note::Released => {}
         }

@@ -12,7 +12,7 @@ use crate::{
         Allow, ChapConfig, Config, DEFAULT_TARGET, IscsiConfig, Place, PortalGroup, TargetConfig,
         file::{self, ConfigError, PortalError},
     },
-    disk::{Defaults, Disk, DiskError, Kind, Source},
+    disk::{Disk, DiskError, Kind, Source},
     report::{Exit, Report},
     secrets::SecretFile,
 };
@@ -126,7 +126,11 @@ impl From<ServeError> for Report {
 impl ServeArgs {
     /// What the arguments say. `matches` are those of this subcommand: they know the order of disks
     /// across options. `control` is the common option.
-    pub fn plan(&self, matches: &ArgMatches, control: Option<&PathBuf>) -> Result<Plan, ServeError> {
+    pub fn plan(
+        &self,
+        matches: &ArgMatches,
+        control: Option<&PathBuf>,
+    ) -> Result<Plan, ServeError> {
         let mut plan = match &self.config {
             Some(path) => Plan { config: file::read(path)?, demo: false },
             None => self.of_arguments(matches)?,

@@ -115,8 +115,7 @@ pub fn read(path: &Path) -> Result<Config, ConfigError> {
 
 /// Parses the text of a configuration file; `path` is its name in errors.
 pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
-    let raw: RawConfig =
-        serde_json::from_str(text).map_err(|error| explain(path, text, &error))?;
+    let raw: RawConfig = serde_json::from_str(text).map_err(|error| explain(path, text, &error))?;
     raw.check().map_err(|Fault { place, fault, fix }| ConfigError::Meaning {
         path: path.to_owned(),
         line: line_of(text, &place).unwrap_or(1),
@@ -322,9 +321,7 @@ impl RawConfig {
             state_dir: place(self.state_dir),
             control: place(self.control),
             portal_groups,
-            discovery_chap: discovery_chap
-                .map(|chap| chap.check("discovery.chap"))
-                .transpose()?,
+            discovery_chap: discovery_chap.map(|chap| chap.check("discovery.chap")).transpose()?,
             iscsi: self.iscsi.map_or_else(|| Ok(IscsiConfig::default()), RawIscsi::check)?,
             targets,
         })
@@ -412,12 +409,7 @@ impl RawChap {
                 return Err(Fault::new(place, "no algorithm is allowed", fix));
             }
             Some(list) => {
-                let all = [
-                    Algorithm::Md5,
-                    Algorithm::Sha1,
-                    Algorithm::Sha256,
-                    Algorithm::Sha3_256,
-                ];
+                let all = [Algorithm::Md5, Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha3_256];
                 let wanted = |algorithm| list.iter().any(|&raw| Algorithm::from(raw) == algorithm);
                 all.into_iter()
                     .filter(|&algorithm| !wanted(algorithm))
@@ -591,7 +583,9 @@ impl<'de> Deserialize<'de> for Elsewhere {
 
 /// Why a text is no portal.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0:?} is not an address: write 192.0.2.1, 192.0.2.1:3260, [2001:db8::1] or [2001:db8::1]:3260")]
+#[error(
+    "{0:?} is not an address: write 192.0.2.1, 192.0.2.1:3260, [2001:db8::1] or [2001:db8::1]:3260"
+)]
 pub struct PortalError(String);
 
 /// Parses `ADDR[:PORT]`; without a port it is iSCSI's. Names are not looked up.

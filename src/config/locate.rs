@@ -6,10 +6,11 @@ pub fn path_at(text: &str, line: usize, column: usize) -> String {
     let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
     let offset = start + column;
     let places = places(text);
-    places.into_iter().take_while(|place| place.offset < offset).last().map_or_else(
-        String::new,
-        |place| place.path,
-    )
+    places
+        .into_iter()
+        .take_while(|place| place.offset < offset)
+        .last()
+        .map_or_else(String::new, |place| place.path)
 }
 
 /// The line, from 1, where the value with this path begins.
@@ -55,16 +56,14 @@ fn places(text: &str) -> Vec<Place> {
                 levels.pop();
                 places.push(Place { offset: at, path: path(&levels) });
             }
-            b',' => {
-                match levels.last_mut() {
-                    Some(Level::Object { expect_key, .. }) => *expect_key = true,
-                    Some(Level::Array { index }) => {
-                        *index += 1;
-                        places.push(Place { offset: at, path: path(&levels) });
-                    }
-                    None => {}
+            b',' => match levels.last_mut() {
+                Some(Level::Object { expect_key, .. }) => *expect_key = true,
+                Some(Level::Array { index }) => {
+                    *index += 1;
+                    places.push(Place { offset: at, path: path(&levels) });
                 }
-            }
+                None => {}
+            },
             _ => {}
         }
         at += 1;
@@ -101,7 +100,8 @@ fn path(levels: &[Level]) -> String {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "{\n  \"a\": [\n    {\"b\": 1},\n    {\"c\": \"x,\\\"{\",\n     \"d\": 2}\n  ]\n}\n";
+    const TEXT: &str =
+        "{\n  \"a\": [\n    {\"b\": 1},\n    {\"c\": \"x,\\\"{\",\n     \"d\": 2}\n  ]\n}\n";
 
     #[test]
     fn a_position_has_the_path_of_its_key() {

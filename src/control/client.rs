@@ -185,11 +185,15 @@ fn ask<T: DeserializeOwned>(
 ) -> Result<T, Report> {
     let place = common.control.clone().map_or(Place::Usual, Place::At);
     let path = socket(&place).ok_or(ClientError::NoPlace)?;
-    let answer = exchange(&path, &json!({
-        "jsonrpc": "2.0", "id": 1, "method": method, "params": json!(params),
-    }))?;
+    let answer = exchange(
+        &path,
+        &json!({
+            "jsonrpc": "2.0", "id": 1, "method": method, "params": json!(params),
+        }),
+    )?;
     let bad = |fault: String| ClientError::Answer { path: path.clone(), fault };
-    let mut answer: Value = serde_json::from_str(&answer).map_err(|error| bad(error.to_string()))?;
+    let mut answer: Value =
+        serde_json::from_str(&answer).map_err(|error| bad(error.to_string()))?;
     if let Some(error) = answer.get_mut("error") {
         let what = error.get("message").and_then(Value::as_str).unwrap_or("it failed").to_owned();
         let data = error.get_mut("data").map(Value::take);

@@ -29,10 +29,10 @@ impl From<Report> for Failure {
 /// Answers a request or a batch of them. `None` when there is nothing to answer: notifications.
 pub fn answer(text: &[u8], mut call: impl FnMut(&str, Value) -> Outcome) -> Option<String> {
     let response = match serde_json::from_slice(text) {
-        Err(error) => Some(failure(Value::Null, PARSE_ERROR, format!("parse error: {error}"), None)),
-        Ok(Value::Array(batch)) if batch.is_empty() => {
-            Some(invalid(Value::Null, "an empty batch"))
+        Err(error) => {
+            Some(failure(Value::Null, PARSE_ERROR, format!("parse error: {error}"), None))
         }
+        Ok(Value::Array(batch)) if batch.is_empty() => Some(invalid(Value::Null, "an empty batch")),
         Ok(Value::Array(batch)) if batch.len() > MAX_BATCH => {
             Some(invalid(Value::Null, "a batch of too many requests"))
         }

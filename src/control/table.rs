@@ -10,7 +10,8 @@ pub fn luns(luns: &[LunInfo]) -> String {
     if luns.is_empty() {
         return "no logical units; vscsi lun add adds one\n".to_owned();
     }
-    let mut rows = vec![row(["TARGET", "LUN", "SIZE", "BLOCK", "ACCESS", "SESSIONS", "SERIAL", "BACKEND"])];
+    let mut rows =
+        vec![row(["TARGET", "LUN", "SIZE", "BLOCK", "ACCESS", "SESSIONS", "SERIAL", "BACKEND"])];
     rows.extend(luns.iter().map(|lun| {
         let mut access = vec![if lun.read_only { "ro" } else { "rw" }];
         access.extend(lun.removable.then_some("removable"));
@@ -34,7 +35,8 @@ pub fn sessions(sessions: &[SessionInfo]) -> String {
     if sessions.is_empty() {
         return "nobody is logged in\n".to_owned();
     }
-    let mut rows = vec![row(["ID", "INITIATOR", "TARGET", "FROM", "SINCE", "COMMANDS", "READ", "WRITTEN"])];
+    let mut rows =
+        vec![row(["ID", "INITIATOR", "TARGET", "FROM", "SINCE", "COMMANDS", "READ", "WRITTEN"])];
     rows.extend(sessions.iter().map(|session| {
         let peers: Vec<&str> = session.connections.iter().map(|c| c.peer.as_str()).collect();
         row([
@@ -59,7 +61,8 @@ pub fn stats(stats: &Stats) -> String {
         stats.pid,
         duration(stats.uptime_seconds)
     );
-    let mut rows = vec![row(["TARGET", "LUN", "READS", "READ", "WRITES", "WRITTEN", "FAILURES", "ERRORS"])];
+    let mut rows =
+        vec![row(["TARGET", "LUN", "READS", "READ", "WRITES", "WRITTEN", "FAILURES", "ERRORS"])];
     rows.extend(stats.luns.iter().map(|lun| {
         row([
             lun.target.as_str(),

@@ -129,7 +129,8 @@ fn lun_resize(daemon: &Daemon, params: &LunResize) -> Outcome {
             return Err(Report::new(Exit::Failed, "size", fault).into());
         }
         if size < old && !params.shrink {
-            let what = format!("{} is less than the {} there are", size::show(size), size::show(old));
+            let what =
+                format!("{} is less than the {} there are", size::show(size), size::show(old));
             let report = Report::new(Exit::Failed, "shrink", what)
                 .why("what lies behind the new end would be lost")
                 .fix("vscsi lun resize --shrink, if that is meant");
@@ -152,8 +153,9 @@ fn session_kick(daemon: &Daemon, params: &SessionKick) -> Outcome {
         tracing::info!(session = params.id, "session kicked");
         return Ok(json!({}));
     }
-    let report = Report::new(Exit::Failed, "no-session", format!("there is no session {}", params.id))
-        .fix("vscsi session list shows the numbers");
+    let report =
+        Report::new(Exit::Failed, "no-session", format!("there is no session {}", params.id))
+            .fix("vscsi session list shows the numbers");
     Err(report.into())
 }
 
@@ -268,9 +270,7 @@ fn target(daemon: &Daemon, name: Option<&str>) -> Result<Arc<Target>, Failure> {
             [target] => return Ok(Arc::clone(target)),
             targets => {
                 let what = format!("there are {} targets, and none was named", targets.len());
-                Report::new(Exit::Usage, "which-target", what)
-                    .why(names())
-                    .fix("add --target IQN")
+                Report::new(Exit::Usage, "which-target", what).why(names()).fix("add --target IQN")
             }
         },
     };

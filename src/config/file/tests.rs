@@ -11,7 +11,9 @@ fn error(text: &str) -> String {
 const GROUPS: &str = r#""portal_groups": [{"tag": 1, "listen": ["127.0.0.1"]}]"#;
 
 fn lun(lun: &str) -> String {
-    format!("{{{GROUPS},\n\"targets\": [\n{{\"name\": \"iqn.2026-11.org.x:a\",\n\"luns\": [{lun}]}}]}}")
+    format!(
+        "{{{GROUPS},\n\"targets\": [\n{{\"name\": \"iqn.2026-11.org.x:a\",\n\"luns\": [{lun}]}}]}}"
+    )
 }
 
 #[test]
@@ -126,9 +128,8 @@ fn portals_have_iscsis_port_unless_told() {
 
 #[test]
 fn none_switches_state_and_control_off() {
-    let text = format!(
-        "{{{GROUPS}, \"targets\": [], \"state_dir\": \"none\", \"control\": \"/run/c\"}}"
-    );
+    let text =
+        format!("{{{GROUPS}, \"targets\": [], \"state_dir\": \"none\", \"control\": \"/run/c\"}}");
     let config = parse_text(&text).unwrap();
     assert_eq!(config.state_dir, Place::Nowhere);
     assert_eq!(config.control, Place::At("/run/c".into()));
