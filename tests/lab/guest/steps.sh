@@ -184,14 +184,19 @@ online_grow() {
     dd if="/dev/$disk" bs=4096 skip=$((GROWN / 4096 - 1)) iflag=direct count=1 | cmp - /tmp/block
 }
 
+lost_connections() { dmesg | grep -c 'detected conn error' || true; }
+
 # restart HOW: the daemon goes away in the middle of verified I/O and comes back; nothing is lost.
 restart() {
-    local code=0
+    local code=0 lost
+    lost=$(lost_connections)
     verify --bs=4k --iodepth=32 --size=64M --rate_iops=800 &
     local job=$!
     sleep 2
     host "$1" || code=$?
     wait $job || { echo "I/O failed over the restart"; return 1; }
+    # Without this the restart might have come when the I/O was over.
+    [ "$(lost_connections)" -gt "$lost" ] || { echo "no connection was lost"; return 1; }
     return $code
 }
 

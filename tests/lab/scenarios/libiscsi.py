@@ -126,3 +126,8 @@ def test_suite_on_a_read_only_lun(lab):
 def test_suite_on_a_removable_lun(lab):
     """The families about media that can be ejected and locked."""
     run_suite(lab, "removable", Lun(path=lab.image("removable.img", SIZE), removable=True))
+
+
+def test_suite_on_a_lun_of_4096_byte_blocks(lab):
+    """Everything, where a block is not a sector."""
+    run_suite(lab, "4k", Lun(path=lab.image("4k.img", SIZE), block_size=4096))
