@@ -116,6 +116,14 @@ impl reactor::Endpoint for Endpoint {
             _ => false,
         }
     }
+
+    fn stop(&mut self, cx: &mut Cx<'_>) {
+        let grace = match self {
+            Self::Session(session) => session.stop_grace(),
+            _ => Duration::ZERO,
+        };
+        self.note(Note::Stop { grace }, cx);
+    }
 }
 
 impl Endpoint {

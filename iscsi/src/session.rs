@@ -219,6 +219,13 @@ impl Session {
         if ready.readable || ready.hangup {
             self.receive(index, cx);
         }
+        if ready.hangup
+            && let Some(Some(conn)) = self.conns.get_mut(index)
+            && !conn.reads()
+        {
+            // Nothing can be sent either, and the event would come for ever.
+            conn.fate = Fate::Broken;
+        }
         self.settle(cx);
     }
 
@@ -250,10 +257,14 @@ impl Session {
         self.schedule(cx);
     }
 
-    /// Looks for input without waiting for an event.
-    pub fn poll(&mut self, _cx: &mut Cx<'_>) -> bool {
-        // Sockets are watched; asking each of them in every polling round costs more than it gives.
-        false
+    /// Looks for input without waiting for an event: true if there was some.
+    pub fn poll(&mut self, cx: &mut Cx<'_>) -> bool {
+        let mut found = false;
+        for index in 0..self.conns.len() {
+            found |= self.receive(index, cx);
+        }
+        self.settle(cx);
+        found
     }
 
     fn owner(&self, slot: u32, cx: &Cx<'_>) -> Owner {

@@ -94,6 +94,8 @@ pub struct Limits {
     pub ping_after: Duration,
     /// How long the answer may take.
     pub ping_answer: Duration,
+    /// How long sessions have to log out when a reactor stops by itself.
+    pub stop: Duration,
 }
 
 impl Default for Limits {
@@ -105,6 +107,7 @@ impl Default for Limits {
             login: Duration::from_secs(15),
             ping_after: Duration::from_secs(30),
             ping_answer: Duration::from_secs(15),
+            stop: Duration::from_secs(2),
         }
     }
 }

@@ -187,8 +187,20 @@ impl Session {
         }
     }
 
-    /// Asks the initiator to log out within `grace`, after which the session is dropped.
+    /// How long the initiator has to log out when the reactor stops.
+    pub fn stop_grace(&self) -> Duration {
+        self.shared.limits.stop
+    }
+
+    /// Asks the initiator to log out within `grace`, after which the session is dropped. Asked
+    /// again, only the earlier end counts.
     pub fn request_logout(&mut self, grace: Duration, cx: &mut Cx<'_>) {
+        if let Some(earlier) = self.grace {
+            let until = earlier.min(cx.now + grace.as_nanos() as u64);
+            self.grace = Some(until);
+            self.schedule_at(until, cx);
+            return;
+        }
         let seconds = u16::try_from(grace.as_secs()).unwrap_or(u16::MAX);
         for index in 0..self.conns.len() {
             let Some(mut conn) = self.lift(index) else { continue };

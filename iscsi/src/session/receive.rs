@@ -31,10 +31,22 @@ pub enum Verdict {
     Fatal(RejectReason),
 }
 
+/// What one system call brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Received {
+    /// Nothing is there.
+    Nothing,
+    /// Everything that was there.
+    All,
+    /// As much as was asked for.
+    Much,
+}
+
 impl Session {
-    /// Receives what a connection has.
-    pub(super) fn receive(&mut self, index: usize, cx: &mut Cx<'_>) {
-        let Some(mut conn) = self.lift(index) else { return };
+    /// Receives what a connection has; true if that was anything.
+    pub(super) fn receive(&mut self, index: usize, cx: &mut Cx<'_>) -> bool {
+        let Some(mut conn) = self.lift(index) else { return false };
+        let mut found = false;
         let mut scratch = std::mem::take(cx.scratch);
         if scratch.len() < SCRATCH {
             scratch.resize(SCRATCH, 0);
@@ -44,28 +56,36 @@ impl Session {
                 break;
             }
             match self.receive_once(index, &mut conn, &mut scratch, cx) {
-                Ok(true) => {}
-                Ok(false) => break,
+                Ok(Received::Much) => found = true,
+                Ok(Received::Nothing) => break,
+                Ok(Received::All) => {
+                    found = true;
+                    break;
+                }
                 Err(error) => {
                     tracing::debug!(peer = %conn.peer, %error, "connection ended");
                     conn.fate = Fate::Broken;
+                    found = true;
                     break;
                 }
             }
         }
         *cx.scratch = scratch;
         self.put_back(index, conn);
-        self.resume_others(index, cx);
+        if found {
+            self.resume_others(index, cx);
+        }
+        found
     }
 
-    /// One system call; true when there may be more.
+    /// One system call.
     fn receive_once(
         &mut self,
         index: usize,
         conn: &mut Conn,
         scratch: &mut [u8],
         cx: &mut Cx<'_>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Received> {
         let held = conn.rest.len().min(scratch.len() / 2);
         scratch[..held].copy_from_slice(&conn.rest[..held]);
         let mut direct = 0;
@@ -86,7 +106,9 @@ impl Session {
         ) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(got) => got,
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return Ok(false),
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => {
+                return Ok(Received::Nothing);
+            }
             Err(error) => return Err(error.into()),
         };
         conn.heard = cx.now;
@@ -100,7 +122,7 @@ impl Session {
         let end = held + got - placed;
         let used = self.feed(index, conn, &scratch[..end], cx);
         conn.rest.extend_from_slice(&scratch[used..end]);
-        Ok(got == asked)
+        Ok(if got == asked { Received::Much } else { Received::All })
     }
 
     /// Data that the kernel has put into the task's buffer.
