@@ -55,7 +55,7 @@ fn other_isid_is_another_session() {
 
 fn two_connections() -> (Target, common::Initiator, common::Initiator) {
     let preferences = Preferences { max_connections: 4, ..Preferences::default() };
-    let target = Target::with(preferences, Limits::default(), 2);
+    let target = Target::with(preferences, Limits::default(), 1);
     let mut first = target.login("MaxConnections=2\0");
     first.clear_attention();
     let mut second = target.connect();
