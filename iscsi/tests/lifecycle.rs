@@ -57,7 +57,7 @@ fn other_isid_is_another_session() {
 
 fn two_connections() -> (Target, common::Initiator, common::Initiator) {
     let preferences = Preferences { max_connections: 4, ..Preferences::default() };
-    let target = Target::with(preferences, Limits::default(), 1);
+    let target = Target::with(preferences, Limits::default(), 2);
     let mut first = target.login("MaxConnections=2\0");
     first.clear_attention();
     let mut second = target.connect();
@@ -109,6 +109,13 @@ fn losing_one_connection_ends_the_session() {
     drop(second);
     assert!(first.receive().is_none());
     target.wait_for("the session to end", |shared| shared.sessions().is_empty());
+}
+
+#[test]
+fn stop_with_a_session_on_one_of_two_reactors_ends_both() {
+    let (target, mut first, _second) = two_connections();
+    drop(target);
+    while first.receive().is_some() {}
 }
 
 #[test]

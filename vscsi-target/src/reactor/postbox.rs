@@ -42,6 +42,8 @@ struct Postbox {
     /// The reactor was woken and has not looked yet: no need to wake it again, and a reactor that
     /// polls sees it without a system call.
     woken: AtomicBool,
+    /// The reactor has nothing of its own left.
+    retired: AtomicBool,
 }
 
 impl Postboxes {
@@ -50,7 +52,12 @@ impl Postboxes {
         let boxes = (0..reactors.max(1))
             .map(|_| {
                 let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-                Ok(Postbox { mail: Mutex::default(), wake, woken: AtomicBool::new(false) })
+                Ok(Postbox {
+                    mail: Mutex::default(),
+                    wake,
+                    woken: AtomicBool::new(false),
+                    retired: AtomicBool::new(false),
+                })
             })
             .collect::<io::Result<_>>()?;
         Ok(Arc::new(Self { boxes }))
@@ -98,6 +105,21 @@ impl Postboxes {
         let mut mail = postbox.mail.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::swap(&mut *mail, into);
         true
+    }
+
+    /// Notes that a reactor has nothing of its own left; the last one wakes all.
+    pub fn retire(&self, reactor: u16) {
+        if let Some(postbox) = self.boxes.get(usize::from(reactor)) {
+            postbox.retired.store(true, Ordering::Release);
+        }
+        if self.all_retired() {
+            (0u16..).zip(&self.boxes).for_each(|(other, _)| self.wake(other));
+        }
+    }
+
+    /// Whether no reactor has anything left: until then each answers the others' sweeps.
+    pub fn all_retired(&self) -> bool {
+        self.boxes.iter().all(|postbox| postbox.retired.load(Ordering::Acquire))
     }
 
     /// What a reactor's event manager watches.

@@ -180,11 +180,13 @@ impl<E: Endpoint> Reactor<E> {
         })
     }
 
-    /// Runs until `stop` is set (and the reactor woken) and every endpoint is gone.
+    /// Runs until `stop` is set (and the reactor woken) and every endpoint is gone, here and on the
+    /// other reactors: a session that ends there has its tasks swept here too.
     pub fn run(mut self, stop: &AtomicBool) {
         if let Err(error) = self.turns(stop) {
             tracing::error!(%error, reactor = self.inbox.reactor, "the reactor cannot wait for events");
         }
+        self.inbox.postboxes.retire(self.inbox.reactor);
         self.inbox.close();
         for index in 0..self.slots.len() as u32 {
             self.remove(index);
@@ -193,6 +195,7 @@ impl<E: Endpoint> Reactor<E> {
 
     fn turns(&mut self, stop: &AtomicBool) -> io::Result<()> {
         let mut stopping = false;
+        let mut retired = false;
         let mut since_poll = 0;
         let mut sleep = false;
         loop {
@@ -219,7 +222,13 @@ impl<E: Endpoint> Reactor<E> {
             worked |= finished;
 
             if stopping && self.slots.iter().all(|slot| !slot.taken) && !self.engine.is_busy() {
-                return Ok(());
+                if !retired {
+                    retired = true;
+                    self.inbox.postboxes.retire(self.inbox.reactor);
+                }
+                if self.inbox.postboxes.all_retired() {
+                    return Ok(());
+                }
             }
             if worked {
                 self.spin.worked(self.now);
