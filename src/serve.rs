@@ -234,6 +234,7 @@ fn limits(iscsi: &IscsiConfig) -> Limits {
         login: seconds(iscsi.login_timeout),
         ping_after: seconds(iscsi.ping_after),
         ping_answer: seconds(iscsi.ping_answer),
+        stop: GRACE,
     }
 }
 

@@ -51,6 +51,8 @@ pub enum Length {
     U24(u8),
     /// Four bytes, big-endian.
     U32(u8),
+    /// Nowhere: the command always transfers this many bytes.
+    Fixed(u8),
 }
 
 impl Length {
@@ -61,6 +63,7 @@ impl Length {
             Self::U16(at) => (at, 2),
             Self::U24(at) => (at, 3),
             Self::U32(at) => (at, 4),
+            Self::Fixed(bytes) => return bytes.into(),
         };
         let at = usize::from(at);
         cdb.get(at..at + width)

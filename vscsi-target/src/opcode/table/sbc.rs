@@ -63,6 +63,7 @@ pub const ROWS: &[Row] = &[
         name: "READ CAPACITY(10)",
         usage: &[0x25, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0x01, CONTROL],
         access: Access::Always,
+        transfer: Transfer::In(Length::Fixed(8)),
         lane: Lane::Inline,
         handler: capacity::read_capacity_10,
         spec: "SBC-4 5.20",
