@@ -158,7 +158,7 @@ impl Disk {
             if self.direct {
                 return Err(DiskError::Direct);
             }
-            if size % u64::from(self.block_size) != 0 {
+            if !size.is_multiple_of(u64::from(self.block_size)) {
                 return Err(DiskError::Ragged { size, block_size: self.block_size });
             }
         }

@@ -192,7 +192,8 @@ impl Exporter {
 fn open(disk: &Disk) -> Result<Backend, ExportError> {
     Ok(match &disk.source {
         Source::File(path) => Backend::File(File::open(&FileOptions {
-            path: path.clone(),
+            // As it is listed: a relative path means nothing to who asks elsewhere.
+            path: std::path::absolute(path).unwrap_or_else(|_| path.clone()),
             block_size: disk.block_size,
             read_only: disk.read_only,
             direct: disk.direct,

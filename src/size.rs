@@ -48,7 +48,7 @@ pub fn show(bytes: u64) -> String {
     let Some(&(shift, name)) = units.iter().find(|&&(shift, _)| bytes >= 1 << shift) else {
         return format!("{bytes} B");
     };
-    if bytes % (1 << shift) == 0 {
+    if bytes.is_multiple_of(1 << shift) {
         return format!("{} {name}", bytes >> shift);
     }
     format!("{:.1} {name}", bytes as f64 / (1u64 << shift) as f64)

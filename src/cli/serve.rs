@@ -1,6 +1,6 @@
 //! `vscsi serve`: from its arguments to a [`Config`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args};
 use iscsi::{chap::Algorithms, names::IscsiName};
@@ -230,8 +230,8 @@ impl ServeArgs {
     }
 }
 
-fn or_none(path: &PathBuf) -> Place {
-    if path.as_os_str() == "none" { Place::Nowhere } else { Place::At(path.clone()) }
+fn or_none(path: &Path) -> Place {
+    if path.as_os_str() == "none" { Place::Nowhere } else { Place::At(path.to_owned()) }
 }
 
 #[allow(clippy::expect_used)] // A constant, which a test parses.

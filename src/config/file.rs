@@ -51,9 +51,9 @@ pub enum ConfigError {
         /// The path of what it stands in.
         place: String,
         /// The key that may have been meant.
-        near: Option<String>,
+        near: Option<Box<str>>,
         /// All keys it could be.
-        known: Vec<String>,
+        known: Box<str>,
     },
     /// Not JSON, or a value of another type or out of its range.
     #[error("{}:{line}:{column}: {fault}{}", path.display(), at(place))]
@@ -94,7 +94,7 @@ impl From<ConfigError> for Report {
                 let report = Self::new(Exit::Config, "config-key", what);
                 match near {
                     Some(near) => report.fix(format!("did you mean {near:?}?")),
-                    None => report.fix(format!("the keys here are {}", known.join(", "))),
+                    None => report.fix(format!("the keys here are {known}")),
                 }
             }
             ConfigError::Json { .. } => Self::new(Exit::Config, "config-value", what)
@@ -136,7 +136,8 @@ fn explain(path: &Path, text: &str, error: &serde_json::Error) -> ConfigError {
         && let Some(key) = quoted.next()
     {
         let known: Vec<String> = quoted.collect();
-        let near = nearest(&key, known.iter().map(String::as_str)).map(str::to_owned);
+        let near = nearest(&key, known.iter().map(String::as_str)).map(Box::from);
+        let known = known.join(", ").into();
         let place = place.strip_suffix(&key).unwrap_or(&place).trim_end_matches('.').to_owned();
         return ConfigError::UnknownKey { path: path.to_owned(), line, key, place, near, known };
     }

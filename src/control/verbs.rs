@@ -124,7 +124,7 @@ fn lun_resize(daemon: &Daemon, params: &LunResize) -> Outcome {
     let lu = find(&target, params.lun)?;
     let (old, block) = (lu.backend.len(), u64::from(lu.block_size()));
     if let Some(size) = params.size {
-        if size == 0 || size % block != 0 {
+        if size == 0 || !size.is_multiple_of(block) {
             let fault = format!("{size} bytes are not whole blocks of {block}");
             return Err(Report::new(Exit::Failed, "size", fault).into());
         }

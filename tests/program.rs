@@ -1,0 +1,205 @@
+//! The program as a user meets it: what it prints, how it ends, what the control socket does.
+#![allow(clippy::unwrap_used)] // What is not as expected fails the test.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+const VSCSI: &str = env!("CARGO_BIN_EXE_vscsi");
+
+/// A directory of a test's own.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("vscsi-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn image(&self, name: &str) -> String {
+        let path = self.0.join(name);
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        self.text(&path)
+    }
+
+    fn control(&self) -> String {
+        self.text(&self.0.join("control.sock"))
+    }
+
+    fn text(&self, path: &Path) -> String {
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running target, ended with the test.
+struct Target {
+    child: Child,
+    portal: String,
+    control: String,
+}
+
+impl Target {
+    fn start(scratch: &Scratch, args: &[&str]) -> Self {
+        let control = scratch.control();
+        let state = scratch.text(&scratch.0.join("state"));
+        let mut child = Command::new(VSCSI)
+            .args(["serve", "--json", "--iscsi", "127.0.0.1:0", "--allow-any"])
+            .args(["--reactors", "1", "--control", &control, "--state-dir", &state])
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let portal = ready["portals"][0]["address"].as_str().unwrap().to_owned();
+        Self { child, portal, control }
+    }
+
+    fn ask(&self, args: &[&str]) -> Output {
+        vscsi(&[&["--control", &self.control], args].concat())
+    }
+
+    /// What a command answers in JSON.
+    fn json(&self, args: &[&str]) -> serde_json::Value {
+        let output = self.ask(&[&["--json"], args].concat());
+        assert!(output.status.success(), "{}", error(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Ends it; gives the exit code and the log.
+    fn stop(mut self) -> (Option<i32>, String) {
+        assert!(self.ask(&["shutdown"]).status.success());
+        let code = self.child.wait().unwrap().code();
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (code, log)
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn vscsi(args: &[&str]) -> Output {
+    Command::new(VSCSI).args(args).env_remove("VSCSI_LOG").output().unwrap()
+}
+
+fn error(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn disks_are_listed_in_the_order_given_and_shutdown_ends_with_0() {
+    let scratch = Scratch::new("order");
+    let image = scratch.image("a.img");
+    let target = Target::start(&scratch, &["--ram", "2M", &image, "--null", "4M,bs=4096"]);
+    let luns = target.json(&["lun", "list"]);
+    let sizes: Vec<_> = (0..3).map(|n| luns[n]["size"].as_u64().unwrap()).collect();
+    assert_eq!(sizes, [2 << 20, 1 << 20, 4 << 20]);
+    assert_eq!(luns[2]["block_size"], 4096);
+    let socket = target.control.clone();
+    let (code, log) = target.stop();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!Path::new(&socket).exists());
+}
+
+#[test]
+fn a_second_instance_on_an_image_says_who_holds_it() {
+    let scratch = Scratch::new("second");
+    let image = scratch.image("a.img");
+    let target = Target::start(&scratch, &[&image]);
+    let second =
+        vscsi(&["serve", &image, "--iscsi", "127.0.0.1:0", "--allow-any", "--control", "none"]);
+    assert_eq!(second.status.code(), Some(75));
+    let error = error(&second);
+    assert!(error.starts_with("error[image-in-use]: "), "{error}");
+    assert!(error.contains(&format!("process {}", target.child.id())), "{error}");
+    assert!(error.contains("\n  fix: "), "{error}");
+}
+
+#[test]
+fn a_removed_lun_gives_its_image_free() {
+    let scratch = Scratch::new("remove");
+    let (first, second) = (scratch.image("a.img"), scratch.image("b.img"));
+    let target = Target::start(&scratch, &[&first]);
+    assert_eq!(target.json(&["lun", "add", &second])["lun"], 1);
+    assert!(target.ask(&["lun", "rm", "0"]).status.success());
+    // The lowest number is free again, and so is the image.
+    assert_eq!(target.json(&["lun", "add", &first])["lun"], 0);
+    let gone = target.ask(&["lun", "rm", "5"]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(error(&gone).contains("its LUNs are 0, 1"), "{}", error(&gone));
+}
+
+#[test]
+fn a_disk_grows_and_does_not_shrink_unasked() {
+    let scratch = Scratch::new("resize");
+    let image = scratch.image("a.img");
+    let target = Target::start(&scratch, &[&image]);
+    assert_eq!(target.json(&["lun", "resize", "0", "3M"])["size"], 3 << 20);
+    assert_eq!(fs::metadata(&image).unwrap().len(), 3 << 20);
+    let refused = target.ask(&["lun", "resize", "0", "1M"]);
+    assert!(error(&refused).starts_with("error[shrink]: "), "{}", error(&refused));
+    assert_eq!(target.json(&["lun", "resize", "0", "1M", "--shrink"])["size"], 1 << 20);
+}
+
+#[test]
+fn a_port_in_use_is_named_with_a_remedy() {
+    let scratch = Scratch::new("port");
+    let target = Target::start(&scratch, &[]);
+    let args = ["serve", "--iscsi", &target.portal, "--allow-any", "--control", "none"];
+    let second = vscsi(&args);
+    assert_eq!(second.status.code(), Some(75));
+    let error = error(&second);
+    assert!(error.contains(&target.portal) && error.contains("  fix: "), "{error}");
+}
+
+#[test]
+fn nobody_allowed_is_a_usage_error() {
+    let output = vscsi(&["serve", "--ram", "1M", "--iscsi", "127.0.0.1:0"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error(&output).contains("--allow"), "{}", error(&output));
+}
+
+#[test]
+fn a_missing_image_is_no_input() {
+    let args = ["serve", "/nonexistent.img", "--iscsi", "127.0.0.1:0", "--allow-any"];
+    let output = vscsi(&args);
+    assert_eq!(output.status.code(), Some(66));
+    assert!(error(&output).contains("fix: truncate"), "{}", error(&output));
+}
+
+#[test]
+fn check_names_an_unknown_key() {
+    let scratch = Scratch::new("check");
+    let file = scratch.0.join("c.json");
+    fs::write(&file, "{\"portal_groups\": [],\n \"target\": []}").unwrap();
+    let output = vscsi(&["check", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(78));
+    let error = error(&output);
+    assert!(error.contains("c.json:2: unknown key \"target\""), "{error}");
+    assert!(error.contains("did you mean \"targets\"?"), "{error}");
+}
+
+#[test]
+fn without_a_running_target_commands_say_so() {
+    let output = vscsi(&["--control", "/nonexistent/control.sock", "stats"]);
+    assert_eq!(output.status.code(), Some(69));
+    assert!(error(&output).contains("start vscsi serve"), "{}", error(&output));
+}
