@@ -3,7 +3,8 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -145,6 +146,54 @@ fn a_removed_lun_gives_its_image_free() {
     let gone = target.ask(&["lun", "rm", "5"]);
     assert_eq!(gone.status.code(), Some(1));
     assert!(error(&gone).contains("its LUNs are 0, 1"), "{}", error(&gone));
+}
+
+#[test]
+fn an_idle_session_does_not_keep_a_removed_image() {
+    let scratch = Scratch::new("idle");
+    let image = scratch.image("a.img");
+    let target = Target::start(&scratch, &[&image]);
+    let _session = log_in(&target.portal);
+    assert_eq!(target.json(&["session", "list"])[0]["initiator"], "iqn.2026-11.test:idle");
+    assert!(target.ask(&["lun", "rm", "0"]).status.success());
+    assert_eq!(target.json(&["lun", "add", &image])["lun"], 0);
+    assert_eq!(target.json(&["lun", "list"])[0]["nexuses"], 1);
+}
+
+#[test]
+fn a_kicked_session_is_gone() {
+    let scratch = Scratch::new("kick");
+    let target = Target::start(&scratch, &["--ram", "1M"]);
+    let mut session = log_in(&target.portal);
+    let id = target.json(&["session", "list"])[0]["id"].to_string();
+    assert!(target.ask(&["session", "kick", &id]).status.success());
+    // An Asynchronous Message may come first; then the connection ends.
+    session.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    session.read_to_end(&mut Vec::new()).unwrap();
+    assert_eq!(target.json(&["session", "list"]).as_array().unwrap().len(), 0);
+}
+
+/// A session in full feature phase without authentication, by one Login Request (RFC 7143 11.12).
+fn log_in(portal: &str) -> TcpStream {
+    let text = b"InitiatorName=iqn.2026-11.test:idle\0TargetName=iqn.2026-11.org.vscsi:disk\0\
+        SessionType=Normal\0";
+    let mut pdu = vec![0; 48];
+    pdu[0] = 0x43;
+    // T, from operational negotiation to full feature phase.
+    pdu[1] = 0x87;
+    pdu[7] = u8::try_from(text.len()).unwrap();
+    pdu[8..14].copy_from_slice(&[0x80, 0, 0, 1, 2, 3]);
+    pdu.extend_from_slice(text);
+    pdu.resize(pdu.len().next_multiple_of(4), 0);
+    let mut stream = TcpStream::connect(portal).unwrap();
+    stream.write_all(&pdu).unwrap();
+    let mut header = [0; 48];
+    stream.read_exact(&mut header).unwrap();
+    assert_eq!(header[0], 0x23);
+    assert_eq!(header[36..38], [0, 0], "status of the login");
+    let data = usize::from(u16::from_be_bytes([header[6], header[7]])).next_multiple_of(4);
+    stream.read_exact(&mut vec![0; data]).unwrap();
+    stream
 }
 
 #[test]
