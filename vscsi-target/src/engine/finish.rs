@@ -4,7 +4,7 @@ use super::{
     Engine,
     manage::{Origin, Sweep},
     submit::naca,
-    task::{Completion, DataIn, Outcome, Task, TaskKey},
+    task::{Completion, DataIn, Outcome, Stage, Task, TaskKey},
 };
 use crate::{
     backend::Op,
@@ -83,10 +83,15 @@ impl Engine {
         if abort.is_empty() || data.is_err() {
             return self.end_with(task, data);
         }
-        // PREEMPT AND ABORT completes when the tasks it aborts are gone.
+        // PREEMPT AND ABORT completes when the tasks it aborts are gone, unless it is aborted itself.
         let itl = Arc::clone(&task.itl);
+        task.stage = Stage::AwaitsSweep;
+        let is_aborted = task.aborted.is_some();
         let key = self.tasks.insert(task);
         self.begin(Sweep::preempt(&self.model, self.reactor, &itl, abort, Origin::Command(key)));
+        if is_aborted {
+            self.end(key, Ok(()));
+        }
     }
 
     /// Ends a task of the table that has no Data-In.

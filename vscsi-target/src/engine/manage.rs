@@ -278,6 +278,8 @@ impl Engine {
                 }
             }
             Stage::Ended => {}
+            // It writes no more. Two that preempt each other would wait for each other for ever.
+            Stage::AwaitsSweep => self.end(key, Ok(())),
             Stage::AwaitsGate => {
                 if task.itl.lu.gate.cancel(reactor, key) {
                     self.end(key, Ok(()));

@@ -88,12 +88,17 @@ impl Engine {
         if moved == 0 {
             let mut response = Response::good(command.tag);
             response.data_in = Residual::of(wanted, command.data_in);
+            response.data_out = Residual::of(0, command.data_out);
             self.complete(owner, response, DataIn::None);
             return Ok(Submitted::Accepted);
         }
         let lu = &itl.lu;
-        // Memory the backend already has is sent from where it is.
-        if matches!(memory, Memory::Pool) && lu.flags() & lu::flag::ATOMICS == 0 {
+        // Memory the backend already has is sent from where it is. An ORDERED task has to raise the
+        // gate for as long as it is read, which a lent read does not.
+        if matches!(memory, Memory::Pool)
+            && lu.flags() & lu::flag::ATOMICS == 0
+            && command.attribute != TaskAttribute::Ordered
+        {
             let offset = media.lba * u64::from(lu.block_size());
             if let Some(segment) = lu.backend.lend(offset, moved)
                 && let Some(epoch) = lu.gate.enter(self.reactor)
@@ -142,6 +147,7 @@ impl Engine {
         if moved == 0 {
             let mut response = Response::good(command.tag);
             response.data_out = Residual::of(wanted, command.data_out);
+            response.data_in = Residual::of(0, command.data_in);
             self.complete(owner, response, DataIn::None);
             return Ok(Submitted::Accepted);
         }

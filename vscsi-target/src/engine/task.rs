@@ -4,7 +4,7 @@ use super::manage::Sweep;
 use crate::{
     backend::Op,
     model::{Itl, nexus::LunTable, reservation::NexusId},
-    opcode::{Fail, Row},
+    opcode::{Access, Fail, Lane, Row},
     reactor::{
         EndpointId,
         pool::{DetachedBuf, PoolBuf},
@@ -205,6 +205,8 @@ pub(super) enum Stage {
     AwaitsGate,
     /// A backend or a worker has it.
     Running,
+    /// It did its work, and waits until the tasks it aborted are gone (PREEMPT AND ABORT).
+    AwaitsSweep,
     /// It ended before its Data-Out came: only the token is still out.
     Ended,
 }
@@ -274,9 +276,16 @@ impl Task {
         self.media.is_some_and(|media| matches!(media.op, Op::Read))
     }
 
-    /// The blocks it touches, for the gate.
+    /// The blocks it touches, for the gate. A handler on a worker works the exact ones out itself, so
+    /// it waits for atomic commands wherever they are.
     pub(super) fn range(&self) -> Option<(u64, u64)> {
-        self.media.map(|media| (media.lba, media.blocks))
+        match self.media {
+            Some(media) => Some((media.lba, media.blocks)),
+            None => match (self.row.lane, self.row.access) {
+                (Lane::Worker, Access::Read | Access::Write) => Some((0, u64::MAX)),
+                _ => None,
+            },
+        }
     }
 }
 

@@ -17,6 +17,10 @@ use libsrp::{
     TaskManagement,
 };
 
+mod atomic;
+mod races;
+mod random;
+
 const BLOCK: usize = 512;
 
 struct Rig {
