@@ -6,6 +6,7 @@
 //! a function and its seeds in the file of its crate, a row in [`TARGETS`], a wrapper in
 //! `fuzz_targets/` with its `[[bin]]`, then `cargo run --no-default-features --example seeds`.
 
+pub mod core;
 pub mod iscsi;
 pub mod srp;
 
@@ -34,6 +35,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "srp_iu", run: srp::iu, seeds: srp::iu_seeds },
     Target { name: "srp_descriptors", run: srp::descriptors, seeds: srp::descriptor_seeds },
     Target { name: "viosrp", run: srp::viosrp, seeds: srp::viosrp_seeds },
+    Target { name: "core_command", run: core::command, seeds: core::command_seeds },
+    Target { name: "core_parameters", run: core::parameters, seeds: core::parameters_seeds },
+    Target { name: "core_saved", run: core::saved, seeds: core::saved_seeds },
     Target { name: "iscsi_pdu", run: iscsi::pdu, seeds: iscsi::pdu_seeds },
     Target { name: "iscsi_text", run: iscsi::text, seeds: iscsi::text_seeds },
     Target { name: "iscsi_login", run: iscsi::login, seeds: iscsi::login_seeds },
