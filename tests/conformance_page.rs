@@ -29,9 +29,8 @@ fn the_command_list_is_the_opcode_table() {
 fn table() -> String {
     let mut rows: Vec<&Row> = TABLE.iter().collect();
     rows.sort_by_key(|row| (row.opcode, row.service_action));
-    let mut text = String::from(
-        "| opcode | command | specified in | runs | notes |\n|---|---|---|---|---|\n",
-    );
+    let mut text =
+        String::from("| opcode | command | specified in | runs | notes |\n|---|---|---|---|---|\n");
     for row in rows {
         let action = row.service_action.map(|action| format!("/{action:02X}")).unwrap_or_default();
         let lane = match row.lane {
