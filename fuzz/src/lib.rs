@@ -8,6 +8,7 @@
 
 pub mod core;
 pub mod iscsi;
+pub mod session;
 pub mod srp;
 
 /// A fuzz target.
@@ -41,4 +42,5 @@ pub const TARGETS: &[Target] = &[
     Target { name: "iscsi_pdu", run: iscsi::pdu, seeds: iscsi::pdu_seeds },
     Target { name: "iscsi_text", run: iscsi::text, seeds: iscsi::text_seeds },
     Target { name: "iscsi_login", run: iscsi::login, seeds: iscsi::login_seeds },
+    Target { name: "iscsi_session", run: session::session, seeds: session::session_seeds },
 ];
