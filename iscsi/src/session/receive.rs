@@ -211,6 +211,12 @@ impl Session {
             let verdict = self.begin(index, conn, header, &head[BHS_LEN..], frame.data, cx);
             let sink = match verdict {
                 Verdict::Take(sink) => sink,
+                // What is missing can only be behind this, and is never read.
+                Verdict::Stall if self.params.max_connections <= 1 => {
+                    tracing::debug!(peer = %conn.peer, "commands are missing in the sequence");
+                    conn.fate = Fate::CloseWhenSent;
+                    return bytes.len();
+                }
                 Verdict::Stall => {
                     conn.stalled = Some(cx.now);
                     self.schedule_at(cx.now, cx);
