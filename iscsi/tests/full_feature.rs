@@ -36,12 +36,10 @@ fn serve_r2ts(initiator: &mut Initiator, data: &[u8], segment: usize) -> Reply {
         let received = initiator.receive().unwrap();
         let Reply::R2t(r2t) = received.reply else { return received.reply };
         let burst = r2t.offset as usize..(r2t.offset + r2t.desired_len) as usize;
-        let mut sn = 0;
-        for start in burst.clone().step_by(segment) {
+        for (sn, start) in (0..).zip(burst.clone().step_by(segment)) {
             let end = (start + segment).min(burst.end);
             let pdu = data_out(r2t.itt, r2t.ttt, sn, start, end == burst.end, end - start);
             initiator.send(pdu, &data[start..end]);
-            sn += 1;
         }
     }
 }
