@@ -8,8 +8,8 @@ pub const MAX_COMPARE_AND_WRITE: u8 = 255;
 pub const MAX_UNMAP_BLOCKS: u32 = u32::MAX;
 /// Block descriptors of one UNMAP.
 pub const MAX_UNMAP_DESCRIPTORS: u32 = 256;
-/// Bytes that one WRITE SAME fills at most.
-pub const MAX_WRITE_SAME: u64 = 256 << 20;
+/// Blocks that one WRITE SAME fills at most: as many as its 10-byte form can name.
+pub const MAX_WRITE_SAME: u64 = 65535;
 /// Bytes of one WRITE ATOMIC.
 pub const MAX_ATOMIC: u32 = 1 << 20;
 /// Bytes of the echo buffer of READ BUFFER and WRITE BUFFER.

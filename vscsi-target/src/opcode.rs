@@ -114,6 +114,9 @@ pub mod flag {
     pub const ANY_LUN: u8 = 8;
     /// Persists something even on a memory backend: always on a worker.
     pub const PERSISTS: u8 = 16;
+    /// Needs exactly as much Data-Out as the CDB says: what was announced beyond it means that the
+    /// initiator's idea of the command is another one, and the medium is left alone.
+    pub const EXACT_OUT: u8 = 32;
 }
 
 /// One command.

@@ -192,6 +192,9 @@ impl Engine {
         if out > u64::from(limits::MAX_TRANSFER) {
             return Err(Sense::INVALID_FIELD_IN_CDB.into());
         }
+        if row.has(flag::EXACT_OUT) && out < u64::from(command.data_out) {
+            return Err(Sense::INVALID_FIELD_IN_CDB.into());
+        }
         let wanted = match row.transfer {
             Transfer::In(length) => length.read(cdb),
             _ => out,

@@ -210,6 +210,20 @@ fn residuals_say_what_the_initiator_expected_too_much_or_too_little() {
 }
 
 #[test]
+fn more_data_than_compare_and_write_or_write_same_needs_is_an_invalid_field() {
+    let mut rig = Rig::new();
+    let mut nexus = rig.nexus("iqn.a");
+    let compare_none = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let write_same_10 = [0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    for cdb in [&compare_none[..], &write_same_10] {
+        let (response, _) = rig.call(&mut nexus, cdb, &out(&[7; 2 * BLOCK]));
+        assert_eq!(response.sense, Sense::INVALID_FIELD_IN_CDB.encode(false));
+    }
+    let (_, data) = rig.call(&mut nexus, &read_10(0, 1), &room(512));
+    assert_eq!(data, [0; 512]);
+}
+
+#[test]
 fn a_write_of_less_than_a_block_is_refused_and_says_how_much_is_missing() {
     let mut rig = Rig::new();
     let mut nexus = rig.nexus("iqn.a");

@@ -20,13 +20,13 @@ pub fn write_same(call: &mut Call<'_>) -> Result<(), Fail> {
     if may_unmap && !lu.backend.properties().thin {
         return Err(Sense::cdb_bit(1, 3).into());
     }
-    if extent.blocks == 0 {
+    let lba = extent.lba;
+    let blocks = u64::from(extent.blocks);
+    if blocks == 0 {
         return Err(Sense::cdb_byte(length_at(call.cdb)).into());
     }
-    let blocks = u64::from(extent.blocks);
-    call.check_range(extent.lba, blocks)?;
-    let len = extent.bytes(size);
-    if len > limits::MAX_WRITE_SAME {
+    call.check_range(lba, blocks)?;
+    if blocks > limits::MAX_WRITE_SAME {
         return Err(Sense::cdb_byte(length_at(call.cdb)).into());
     }
     let block = match no_data(call.cdb) {
@@ -34,12 +34,12 @@ pub fn write_same(call: &mut Call<'_>) -> Result<(), Fail> {
         false => call.data.get(..size as usize).ok_or(SHORT_DATA)?,
     };
     if block.iter().all(|&byte| byte == 0) {
-        write_zeroes(lu, extent.lba, blocks, may_unmap)?;
+        write_zeroes(lu, lba, blocks, may_unmap)?;
     } else {
-        fill(call, &extent, block)?;
+        fill(call, lba, blocks, block)?;
     }
     commit(lu, false)?;
-    count_write(lu, len);
+    count_write(lu, blocks * u64::from(size));
     Ok(())
 }
 
@@ -83,10 +83,9 @@ pub fn write_same_data(cdb: &[u8], block_size: u32) -> u64 {
 }
 
 /// Writes one block over and over.
-fn fill(call: &Call<'_>, extent: &rw::Extent, block: &[u8]) -> Result<(), Sense> {
+fn fill(call: &Call<'_>, mut lba: u64, mut left: u64, block: &[u8]) -> Result<(), Sense> {
     let fitting = (SCRATCH / block.len().max(1)).max(1) as u64;
-    let buffer = block.repeat(u64::from(extent.blocks).min(fitting) as usize);
-    let (mut lba, mut left) = (extent.lba, u64::from(extent.blocks));
+    let buffer = block.repeat(left.min(fitting) as usize);
     while left > 0 {
         let part = left.min(fitting);
         write(call.lu(), lba, &buffer[..part as usize * block.len()])?;

@@ -129,6 +129,7 @@ pub const ROWS: &[Row] = &[
         name: "WRITE SAME(10)",
         usage: &[0x41, UNMAP, 0xFF, 0xFF, 0xFF, 0xFF, GROUP, 0xFF, 0xFF, CONTROL],
         transfer: Transfer::OutBy(provisioning::write_same_data),
+        flags: flag::WRITES | flag::EXACT_OUT,
         handler: provisioning::write_same,
         spec: "SBC-4 5.50",
         ..CHANGE
@@ -221,6 +222,7 @@ pub const ROWS: &[Row] = &[
         ],
         transfer: Transfer::OutBy(atomic::compare_and_write_data),
         lane: Lane::Exclusive(atomic::compare_and_write_range),
+        flags: flag::WRITES | flag::EXACT_OUT,
         handler: atomic::compare_and_write,
         spec: "SBC-4 5.3",
         ..CHANGE
@@ -383,6 +385,7 @@ pub const ROWS: &[Row] = &[
             CONTROL,
         ],
         transfer: Transfer::OutBy(provisioning::write_same_data),
+        flags: flag::WRITES | flag::EXACT_OUT,
         handler: provisioning::write_same,
         spec: "SBC-4 5.51",
         ..CHANGE

@@ -92,7 +92,7 @@ fn write_same_refuses_no_blocks_anchor_short_data_and_the_end() {
 fn write_same_beyond_the_limit_is_an_invalid_field() {
     let null = crate::backend::Null::new(1 << 40, 512);
     let mut fixture = Fixture::over(Backend::Null(null));
-    let limit = (limits::MAX_WRITE_SAME / 512) as u32;
+    let limit = limits::MAX_WRITE_SAME as u32;
     assert_eq!(fixture.call(&cdb16(0x93, 0, 0, limit), &[1; 512]), Ok(Vec::new()));
     let above = fixture.call(&cdb16(0x93, 0, 0, limit + 1), &[1; 512]);
     assert_eq!(codes(above), INVALID_FIELD);

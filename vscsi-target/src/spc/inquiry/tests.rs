@@ -103,7 +103,7 @@ fn block_limits_are_in_blocks() {
     expected.extend([0, 0, 1, 0]);
     expected.extend([0, 0, 0, 8]);
     expected.extend([0x80, 0, 0, 0]);
-    expected.extend([0, 0, 0, 0, 0, 8, 0, 0]); // 256 MiB
+    expected.extend([0, 0, 0, 0, 0, 0, 0xFF, 0xFF]);
     expected.extend([0, 0, 8, 0]); // 1 MiB
     expected.extend([0, 0, 0, 1, 0, 0, 0, 1]);
     expected.extend([0; 8]);
@@ -123,8 +123,8 @@ fn thin_unit_says_so() {
 }
 
 #[test]
-fn medium_that_does_not_rotate_says_so() {
-    assert_eq!(page(0xB1)[..8], [0, 0xB1, 0, 60, 0, 1, 0, 0]);
+fn medium_does_not_rotate_and_can_be_read_after_block_erase() {
+    assert_eq!(page(0xB1)[..8], [0, 0xB1, 0, 60, 0, 1, 0, 0x40]);
 }
 
 #[test]

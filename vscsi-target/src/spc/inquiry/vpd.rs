@@ -146,7 +146,7 @@ fn block_limits(properties: &Properties) -> [u8; 60] {
         b[24..28].copy_from_slice(&blocks(properties.unmap_granularity.max(block)));
         b[28] = UGAVALID;
     }
-    b[32..40].copy_from_slice(&(limits::MAX_WRITE_SAME / u64::from(block)).to_be_bytes());
+    b[32..40].copy_from_slice(&limits::MAX_WRITE_SAME.to_be_bytes());
     // WRITE ATOMIC takes any alignment and length, and no boundaries inside.
     b[40..44].copy_from_slice(&blocks(limits::MAX_ATOMIC));
     b[44..48].copy_from_slice(&1u32.to_be_bytes());
@@ -158,6 +158,7 @@ fn characteristics(properties: &Properties) -> [u8; 60] {
     let mut b = [0; 60];
     // 1: no rotation; 0: a rate that is not reported.
     b[1] = u8::from(!properties.rotational);
+    b[3] = WABEREQ_READABLE;
     b
 }
 
@@ -199,6 +200,8 @@ const V_SUP: u8 = 0x01;
 const LUICLR: u8 = 0x01;
 const WSNZ: u8 = 0x01;
 const UGAVALID: u8 = 0x80;
+/// Blocks can be read after SANITIZE with BLOCK ERASE (SBC-4 6.6.2).
+const WABEREQ_READABLE: u8 = 0x40;
 const LBPU: u8 = 0x80;
 const LBPWS: u8 = 0x40;
 const LBPWS10: u8 = 0x20;
