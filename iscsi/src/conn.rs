@@ -37,13 +37,13 @@ pub struct Conn {
     pub stat_sn: u32,
     /// What waits to be sent.
     pub output: Output,
-    /// Received and not consumed: less than a header, or everything behind a stalled command.
+    /// Received and not consumed: less than a header, or everything behind a stalled request.
     pub rest: Vec<u8>,
     /// The PDU whose data segment is being received.
     pub body: Option<Body>,
     /// Data segments that are handled as a whole (text, ping data).
     pub collected: Vec<u8>,
-    /// Since when (ns) a command waits for earlier ones of other connections.
+    /// Since when (ns) a request waits for earlier ones, and there is no room to keep it.
     pub stalled: Option<u64>,
     /// When something was received last (ns).
     pub heard: u64,
@@ -114,6 +114,8 @@ pub enum Sink {
     },
     /// Into [`Conn::collected`].
     Collect,
+    /// Into [`Conn::collected`] behind its additional header segments: its turn has not come yet.
+    Early,
     /// Nowhere.
     Discard,
 }

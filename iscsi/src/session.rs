@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod control;
+pub mod early;
 pub mod ending;
 pub mod manage;
 pub mod receive;
@@ -23,6 +24,7 @@ use crate::{
     registry::{Counters, Place, SessionFacts},
     shared::Shared,
 };
+use early::Early;
 use ending::Ending;
 use std::{
     net::SocketAddr,
@@ -47,6 +49,7 @@ pub struct Session {
     local: SocketAddr,
     nexus: Option<NexusView>,
     window: Window,
+    early: Early,
     tasks: Tasks,
     immediate: u32,
     conns: Vec<Option<Box<Conn>>>,
@@ -111,6 +114,7 @@ impl Session {
             local: setup.local,
             nexus: setup.nexus,
             window,
+            early: Early::default(),
             tasks: Tasks::default(),
             immediate: 0,
             conns: Vec::new(),
@@ -153,6 +157,7 @@ impl Session {
         self.schedule(cx);
         if waiting {
             self.resume(index, cx);
+            self.catch_up(cx);
         }
     }
 
@@ -321,6 +326,7 @@ impl Session {
     fn close_conn(&mut self, index: usize, cx: &mut Cx<'_>) {
         if let Some(conn) = self.lift(index) {
             cx.unwatch(conn.raw_fd());
+            self.drop_early(conn.cid);
             self.facts.remove_connection(conn.cid);
             let _: OwnedFd = conn.fd;
         }

@@ -84,18 +84,6 @@ fn command_that_overtakes_another_connection_waits_for_it() {
 }
 
 #[test]
-fn command_after_a_gap_ends_a_session_that_can_have_no_other_connection() {
-    let target = Target::start();
-    let mut initiator = target.login("");
-    initiator.clear_attention();
-    initiator.cmd_sn = initiator.cmd_sn.wrapping_add(1);
-    let early = initiator.command(&[0; 6], 0, 0);
-    initiator.send(Request::ScsiCommand(early), &[]);
-    assert!(initiator.receive().is_none());
-    target.wait_for("the session to end", |shared| shared.sessions().is_empty());
-}
-
-#[test]
 fn one_connection_logs_out_and_the_other_goes_on() {
     let (target, mut first, mut second) = two_connections();
     second.send(

@@ -32,7 +32,7 @@ impl Session {
                 self.window.take();
                 None
             }
-            Arrival::Early => Some(Verdict::Stall),
+            Arrival::Early => Some(Verdict::Early),
             Arrival::Ignore => Some(Verdict::Take(Sink::Discard)),
         }
     }

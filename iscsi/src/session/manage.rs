@@ -73,6 +73,7 @@ impl Session {
             return (!is_command).then_some(TaskResponseCode::TaskDoesNotExist);
         }
         if before(pdu.ref_cmd_sn, pdu.cmd_sn) && self.window.skip(pdu.ref_cmd_sn) {
+            self.early.forget(pdu.ref_cmd_sn);
             return Some(TaskResponseCode::Complete);
         }
         Some(TaskResponseCode::TaskDoesNotExist)

@@ -23,7 +23,9 @@ const DIRECT_AT: usize = 2048;
 pub enum Verdict {
     /// Take its data segment.
     Take(Sink),
-    /// Earlier commands of other connections have to come first.
+    /// Earlier requests have to come first: keep it until then.
+    Early,
+    /// There is no room to keep it: the connection waits.
     Stall,
     /// Answer with a Reject, drop its data and go on.
     Reject(RejectReason),
@@ -73,7 +75,7 @@ impl Session {
         *cx.scratch = scratch;
         self.put_back(index, conn);
         if found {
-            self.resume_others(index, cx);
+            self.catch_up(cx);
         }
         found
     }
@@ -142,30 +144,16 @@ impl Session {
     /// Goes on with what was received before, after a stall or a login.
     pub(super) fn resume(&mut self, index: usize, cx: &mut Cx<'_>) {
         let Some(mut conn) = self.lift(index) else { return };
-        conn.stalled = None;
+        let since = conn.stalled.take();
+        let before = self.window.expected();
         let mut rest = std::mem::take(&mut conn.rest);
         let used = self.feed(index, &mut conn, &rest, cx);
         rest.drain(..used);
         conn.rest = rest;
+        if conn.stalled.is_some() && self.window.expected() == before {
+            conn.stalled = since.or(conn.stalled);
+        }
         self.put_back(index, conn);
-    }
-
-    /// Commands of this connection may be what others wait for.
-    fn resume_others(&mut self, index: usize, cx: &mut Cx<'_>) {
-        if self.conns.len() < 2 {
-            return;
-        }
-        let mut again = true;
-        while again {
-            again = false;
-            let before = self.window.expected();
-            for other in (0..self.conns.len()).filter(|&other| other != index) {
-                if matches!(&self.conns[other], Some(conn) if conn.stalled.is_some()) {
-                    self.resume(other, cx);
-                }
-            }
-            again |= self.window.expected() != before;
-        }
     }
 
     /// Parses as many PDUs as are there; gives how many bytes were consumed.
@@ -208,7 +196,12 @@ impl Session {
                 conn.fate = Fate::Broken;
                 return bytes.len();
             }
-            let verdict = self.begin(index, conn, header, &head[BHS_LEN..], frame.data, cx);
+            conn.collected.clear();
+            let ahs = &head[BHS_LEN..];
+            let mut verdict = self.begin(index, conn, header, ahs, frame.data, cx);
+            if verdict == Verdict::Early {
+                verdict = self.begin_early(conn, header, ahs, frame.data);
+            }
             let sink = match verdict {
                 Verdict::Take(sink) => sink,
                 // What is missing can only be behind this, and is never read.
@@ -217,7 +210,7 @@ impl Session {
                     conn.fate = Fate::CloseWhenSent;
                     return bytes.len();
                 }
-                Verdict::Stall => {
+                Verdict::Early | Verdict::Stall => {
                     conn.stalled = Some(cx.now);
                     self.schedule_at(cx.now, cx);
                     return at;
@@ -234,7 +227,6 @@ impl Session {
             };
             at += frame.data_start();
             let crc = (frame.data_digest > 0).then(Crc32c::new);
-            conn.collected.clear();
             conn.body = Some(Body {
                 sink,
                 header: *header,
@@ -256,7 +248,7 @@ impl Session {
         }
         match &mut body.sink {
             Sink::Discard => {}
-            Sink::Collect => conn.collected.extend_from_slice(data),
+            Sink::Collect | Sink::Early => conn.collected.extend_from_slice(data),
             Sink::Task { task, offset } => {
                 if let Some(gather) = self.tasks.gather(*task) {
                     let room = gather.buffer.bytes_mut().get_mut(*offset..).unwrap_or_default();
@@ -288,7 +280,7 @@ impl Session {
     }
 
     /// A header is complete: decides what to do with the PDU, and starts it.
-    fn begin(
+    pub(super) fn begin(
         &mut self,
         index: usize,
         conn: &mut Conn,
@@ -323,8 +315,11 @@ impl Session {
     }
 
     /// A PDU is complete with its data.
-    fn finish(&mut self, conn: &mut Conn, body: &Body, cx: &mut Cx<'_>) {
+    pub(super) fn finish(&mut self, conn: &mut Conn, body: &Body, cx: &mut Cx<'_>) {
         use crate::pdu::{NopOut, Opcode, TextRequest, opcode};
+        if body.sink == Sink::Early {
+            return self.finish_early(conn, &body.header, cx);
+        }
         match opcode(&body.header) {
             Opcode::ScsiCommand => {
                 if let Sink::Task { task, .. } = body.sink {

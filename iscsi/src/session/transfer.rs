@@ -30,7 +30,9 @@ impl Session {
         cx: &mut Cx<'_>,
     ) -> Verdict {
         let discard = Verdict::Take(Sink::Discard);
-        let Some(slot) = self.tasks.find(pdu.itt) else { return discard };
+        let Some(slot) = self.tasks.find(pdu.itt) else {
+            return if self.early.awaits(pdu.itt) { Verdict::Early } else { discard };
+        };
         let cookie = self.tasks.cookie(slot);
         let first_burst = self.params.first_burst as usize;
         let Some(task) = self.tasks.at(slot) else { return discard };

@@ -16,7 +16,7 @@ pub struct Window {
 pub enum Arrival {
     /// It is the next one.
     InOrder,
-    /// Another connection still has to bring earlier ones.
+    /// Earlier ones still have to come.
     Early,
     /// A duplicate, or outside the window: drop it silently.
     Ignore,
@@ -77,6 +77,11 @@ impl Window {
         }
         self.pass_skipped();
         true
+    }
+
+    /// Whether a number is still to come.
+    pub fn is_ahead(&self, cmd_sn: u32) -> bool {
+        !before(cmd_sn, self.expected)
     }
 
     fn is_open(&self) -> bool {
