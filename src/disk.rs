@@ -29,12 +29,16 @@ pub struct Disk {
     pub number: Option<u16>,
     /// Bytes a logical block: 512 or 4096.
     pub block_size: u32,
+    /// Bytes a physical block that are reported; `None` for what the backing says.
+    pub physical_block_size: Option<u32>,
     /// Writes are refused.
     pub read_only: bool,
     /// The medium can be ejected.
     pub removable: bool,
     /// Around the page cache.
     pub direct: bool,
+    /// Bytes a second that FORMAT UNIT and SANITIZE write at most.
+    pub erase_rate: Option<u64>,
     /// Unit serial number, which the other names follow; `None` derives it.
     pub serial: Option<String>,
     /// Initiators that see it; `None` for all that may log in.
@@ -93,6 +97,15 @@ pub enum DiskError {
     /// Neither 512 nor 4096.
     #[error("a block size of {0} is not supported: 512 and 4096 are")]
     BlockSize(String),
+    /// Not a physical block size.
+    #[error(
+        "a physical block size of {0} is not supported: powers of two from the block size \
+         to {MAX_PHYSICAL} are"
+    )]
+    PhysicalBlockSize(String),
+    /// So slow that it would never end.
+    #[error("an erase rate of {0} bytes a second is less than 1M")]
+    EraseRate(u64),
     /// Not a size.
     #[error(transparent)]
     Size(#[from] SizeError),
@@ -124,9 +137,11 @@ impl Disk {
             source,
             number: None,
             block_size: defaults.block_size,
+            physical_block_size: None,
             read_only: defaults.read_only,
             removable: defaults.removable,
             direct,
+            erase_rate: None,
             serial: None,
             visible_to: None,
         }
@@ -153,6 +168,14 @@ impl Disk {
     pub fn checked(self) -> Result<Self, DiskError> {
         if !matches!(self.block_size, 512 | 4096) {
             return Err(DiskError::BlockSize(self.block_size.to_string()));
+        }
+        if let Some(physical) = self.physical_block_size
+            && !(physical.is_power_of_two() && (self.block_size..=MAX_PHYSICAL).contains(&physical))
+        {
+            return Err(DiskError::PhysicalBlockSize(physical.to_string()));
+        }
+        if let Some(rate) = self.erase_rate.filter(|&rate| rate < MIN_ERASE_RATE) {
+            return Err(DiskError::EraseRate(rate));
         }
         if let Source::Ram(size) | Source::Null(size) = self.source {
             if self.direct {
@@ -191,6 +214,12 @@ impl Disk {
                     _ => return Err(DiskError::BlockSize(value.to_owned())),
                 };
             }
+            ("pbs", Some(value)) => {
+                let size = value.parse();
+                let size = size.map_err(|_| DiskError::PhysicalBlockSize(value.to_owned()))?;
+                self.physical_block_size = Some(size);
+            }
+            ("erase-rate", Some(value)) => self.erase_rate = Some(size::parse(value)?),
             ("serial", Some(value)) => self.serial = Some(value.to_owned()),
             ("lun", Some(value)) => {
                 let number = value.parse().map_err(|_| DiskError::Number(value.to_owned()))?;
@@ -199,7 +228,7 @@ impl Disk {
             ("ro" | "rw" | "direct" | "removable", Some(_)) => {
                 return Err(DiskError::Form(option.to_owned(), "without a value"));
             }
-            ("bs" | "serial" | "lun", None) => {
+            ("bs" | "pbs" | "erase-rate" | "serial" | "lun", None) => {
                 return Err(DiskError::Form(option.to_owned(), "with =VALUE"));
             }
             _ => {
@@ -236,7 +265,12 @@ fn did_you_mean(near: &Option<&str>) -> String {
 pub const MAX_LUN: u16 = 0x3FFF;
 
 const MAX_SERIAL: usize = 64;
-const OPTIONS: [&str; 7] = ["ro", "rw", "direct", "removable", "bs", "serial", "lun"];
+/// The largest physical block that can be reported, in bytes.
+pub const MAX_PHYSICAL: u32 = 1 << 20;
+/// The least erase rate, in bytes a second.
+const MIN_ERASE_RATE: u64 = 1 << 20;
+const OPTIONS: [&str; 9] =
+    ["ro", "rw", "direct", "removable", "bs", "pbs", "erase-rate", "serial", "lun"];
 
 #[cfg(test)]
 mod tests {
@@ -256,6 +290,12 @@ mod tests {
     }
 
     #[test]
+    fn physical_blocks_and_erase_rate_have_options() {
+        let disk = file("/a/b.img,pbs=4096,erase-rate=16M").unwrap();
+        assert_eq!((disk.physical_block_size, disk.erase_rate), (Some(4096), Some(16 << 20)));
+    }
+
+    #[test]
     fn a_double_comma_is_part_of_the_path() {
         let disk = file("a,,b.img,ro").unwrap();
         assert_eq!(disk.source, Source::File("a,b.img".into()));
@@ -271,6 +311,9 @@ mod tests {
     #[test]
     fn wrong_values_are_refused() {
         for text in ["", ",ro", "a,bs=1024", "a,ro=1", "a,serial", "a,serial=", "a,lun=16384"] {
+            assert!(file(text).is_err(), "{text}");
+        }
+        for text in ["a,pbs=1000", "a,bs=4096,pbs=512", "a,pbs", "a,erase-rate=1K"] {
             assert!(file(text).is_err(), "{text}");
         }
         let ragged = Disk::parse("1000", Kind::Ram, Defaults::default());

@@ -159,7 +159,10 @@ impl Exporter {
                 .find(|number| !used.contains(number) && !reserved.contains(number))
                 .ok_or_else(|| ExportError::Full(target.name.clone()))?,
         };
-        let backend = open(disk)?;
+        let mut backend = open(disk)?;
+        if let Some(size) = disk.physical_block_size {
+            backend.set_physical_block_size(size);
+        }
         let identity = Identity::derive(&seed(target, disk, number), disk.serial.as_deref());
         self.check_unique(&identity)?;
         // What is in RAM does not outlive the process, nor should who reserved it.
@@ -172,6 +175,7 @@ impl Exporter {
         let (reservations, modes) = state::load(&config, &backend)?;
         let postboxes = Arc::clone(&self.model.postboxes);
         let lu = LogicalUnit::new(config, backend, reservations, modes, postboxes);
+        lu.set_erase_rate(disk.erase_rate.unwrap_or(0));
         target.map(number, Arc::clone(&lu), disk.visible_to.clone())?;
         Ok((number, lu))
     }

@@ -19,7 +19,7 @@ use crate::{
 
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
-    /// Image file or block device, with options as in PATH,ro,bs=4096,direct,removable,serial=X,lun=N
+    /// Image file or block device, with options as in PATH,ro,bs=4096,pbs=4096,direct,removable,erase-rate=64M,serial=X,lun=N
     #[arg(value_name = "DISK")]
     pub disks: Vec<String>,
     /// Export a RAM disk of this size; options follow as with DISK
@@ -116,7 +116,7 @@ impl From<ServeError> for Report {
             ServeError::Number(_) => Self::new(Exit::Usage, "lun-in-use", what)
                 .fix("give each disk a number of its own, or none"),
             ServeError::Disk(_) => Self::new(Exit::Usage, "disk", what)
-                .fix("PATH[,ro][,bs=512|4096][,direct][,removable][,serial=X][,lun=N]"),
+                .fix("PATH[,ro][,bs=512|4096][,pbs=BYTES][,direct][,removable][,erase-rate=SIZE][,serial=X][,lun=N]"),
             ServeError::Portal(_) => Self::new(Exit::Usage, "portal", what),
             ServeError::Config(error) => error.into(),
         }

@@ -21,7 +21,7 @@ use super::{
     locate::{line_of, path_at},
 };
 use crate::{
-    disk::{Defaults, Disk, MAX_LUN, Source},
+    disk::{Defaults, Disk, MAX_LUN, MAX_PHYSICAL, Source},
     report::{Exit, Report},
     secrets::SecretFile,
     size,
@@ -267,12 +267,14 @@ struct RawLun {
     null: Option<Size>,
     number: Option<Whole<0, { MAX_LUN as u64 }>>,
     block_size: Option<Whole<512, 4096>>,
+    physical_block_size: Option<Whole<512, { MAX_PHYSICAL as u64 }>>,
     #[serde(default)]
     read_only: bool,
     #[serde(default)]
     removable: bool,
     #[serde(default)]
     direct: bool,
+    erase_rate: Option<Size>,
     serial: Option<String>,
     visible_to: Option<Vec<Name>>,
 }
@@ -453,7 +455,9 @@ impl RawLun {
         let names = |names: Vec<Name>| names.into_iter().map(|name| name.0.to_string()).collect();
         let disk = Disk {
             number: self.number.map(|n| n.0 as u16),
+            physical_block_size: self.physical_block_size.map(|n| n.0 as u32),
             direct: self.direct,
+            erase_rate: self.erase_rate.map(|rate| rate.0),
             serial: self.serial,
             visible_to: self.visible_to.map(names),
             ..Disk::new(source, defaults)

@@ -27,6 +27,12 @@ pub struct LunAdd {
     /// Bytes a logical block.
     #[serde(default = "default_block_size")]
     pub block_size: u32,
+    /// Bytes a physical block that are reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub physical_block_size: Option<u32>,
+    /// Bytes a second that FORMAT UNIT and SANITIZE write at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erase_rate: Option<u64>,
     /// Writes are refused.
     #[serde(default)]
     pub read_only: bool,

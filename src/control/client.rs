@@ -170,6 +170,8 @@ fn lun_add(add: &cli::LunAdd) -> Result<LunAdd, Report> {
         null,
         lun: add.lun.or(disk.number),
         block_size: disk.block_size,
+        physical_block_size: disk.physical_block_size,
+        erase_rate: disk.erase_rate,
         read_only: disk.read_only,
         removable: disk.removable,
         direct: disk.direct,

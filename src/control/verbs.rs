@@ -68,6 +68,8 @@ fn lun_add(daemon: &Daemon, params: LunAdd) -> Outcome {
         source,
         number: params.lun,
         block_size: params.block_size,
+        physical_block_size: params.physical_block_size,
+        erase_rate: params.erase_rate,
         read_only: params.read_only,
         removable: params.removable,
         direct: params.direct,

@@ -99,6 +99,15 @@ impl Backend {
         each!(self, backend => backend.properties())
     }
 
+    /// Reports physical blocks of this size (bytes, a power of two) instead of the backing's own.
+    pub fn set_physical_block_size(&mut self, size: u32) {
+        match self {
+            Self::Null(null) => null.properties.physical_block_size = size,
+            Self::Mem(mem) => mem.properties.physical_block_size = size,
+            Self::File(file) => file.properties.physical_block_size = size,
+        }
+    }
+
     /// Size of the medium in bytes now.
     pub fn len(&self) -> u64 {
         each!(self, backend => backend.len())

@@ -45,7 +45,7 @@ pub struct FileOptions {
 /// An open file or block device, locked against a second user.
 #[derive(Debug)]
 pub struct File {
-    properties: Properties,
+    pub(super) properties: Properties,
     file: fs::File,
     device: bool,
     /// Alignment of memory for direct input and output; `None` through the page cache.

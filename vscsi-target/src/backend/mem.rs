@@ -36,7 +36,7 @@ use std::{
 /// A medium in RAM.
 #[derive(Debug)]
 pub struct Mem {
-    properties: Properties,
+    pub(super) properties: Properties,
     memory: Mapping,
     /// Size of the medium; never more than `file_len`.
     len: AtomicU64,

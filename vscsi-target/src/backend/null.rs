@@ -15,7 +15,7 @@ use std::{
 /// A medium of zeroes.
 #[derive(Debug)]
 pub struct Null {
-    properties: Properties,
+    pub(super) properties: Properties,
     len: AtomicU64,
 }
 

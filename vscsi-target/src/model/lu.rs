@@ -101,6 +101,7 @@ pub struct LogicalUnit {
     pub counters: Box<[Counters]>,
     /// What READ BUFFER and WRITE BUFFER move.
     pub buffers: Buffers,
+    erase_rate: AtomicU64,
     flags: AtomicU32,
     state: Mutex<LuState>,
     turn: Mutex<()>,
@@ -125,6 +126,7 @@ impl LogicalUnit {
             gate: Gate::new(postboxes),
             counters: (0..reactors).map(|_| Counters::default()).collect(),
             buffers: Buffers::default(),
+            erase_rate: AtomicU64::new(0),
             flags: AtomicU32::new(0),
             state: Mutex::new(LuState {
                 reservations,
@@ -152,6 +154,17 @@ impl LogicalUnit {
     /// Number of logical blocks now.
     pub fn blocks(&self) -> u64 {
         self.backend.len() / u64::from(self.block_size())
+    }
+
+    /// Bytes a second that FORMAT UNIT and SANITIZE write at most, so that they leave the disk to
+    /// others; 0 for no limit.
+    pub fn erase_rate(&self) -> u64 {
+        self.erase_rate.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`LogicalUnit::erase_rate`].
+    pub fn set_erase_rate(&self, rate: u64) {
+        self.erase_rate.store(rate, Ordering::Relaxed);
     }
 
     /// Conditions, of [`flag`].

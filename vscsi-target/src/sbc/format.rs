@@ -78,8 +78,14 @@ fn parse(call: &Call<'_>) -> Result<bool, Sense> {
 pub(super) fn zero(lu: &LogicalUnit, progress: &mut long::Progress<'_>) -> Result<(), Sense> {
     let thin = lu.backend.properties().thin;
     let step = STEP / u64::from(lu.block_size());
+    let mut pace = long::Pace::new();
     long::sweep(lu, progress, (0, 1), step, |lba, blocks| {
-        if thin { unmap(lu, lba, blocks) } else { write_zeroes(lu, lba, blocks, false) }
+        if thin {
+            return unmap(lu, lba, blocks);
+        }
+        write_zeroes(lu, lba, blocks, false)?;
+        pace.wrote(lu, blocks * u64::from(lu.block_size()));
+        Ok(())
     })?;
     flush(lu)
 }

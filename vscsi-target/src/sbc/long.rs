@@ -17,7 +17,7 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// What is to be done.
@@ -110,6 +110,35 @@ impl Progress<'_> {
     }
 }
 
+/// Holds an operation back to the logical unit's erase rate.
+#[derive(Debug)]
+pub(super) struct Pace {
+    start: Instant,
+    written: u64,
+}
+
+impl Pace {
+    /// Nothing is written yet.
+    pub(super) fn new() -> Self {
+        Self { start: Instant::now(), written: 0 }
+    }
+
+    /// So many more bytes were written: waits until more may be, or the logical unit is taken out
+    /// of service.
+    pub(super) fn wrote(&mut self, lu: &LogicalUnit, bytes: u64) {
+        self.written = self.written.saturating_add(bytes);
+        let Some(millis) = self.written.saturating_mul(1000).checked_div(lu.erase_rate()) else {
+            return;
+        };
+        while lu.flags() & flag::GONE == 0
+            && let Some(left) = Duration::from_millis(millis).checked_sub(self.start.elapsed())
+            && !left.is_zero()
+        {
+            thread::sleep(left.min(NAP));
+        }
+    }
+}
+
 /// Does something to the medium in parts of `step` blocks, from first to last; `pass` of `passes`.
 pub(super) fn sweep(
     lu: &LogicalUnit,
@@ -133,6 +162,9 @@ pub(super) fn sweep(
 /// Progress is published in steps of about half a percent.
 const STEP: u16 = 300;
 
+/// How soon a held back operation notices that its logical unit is taken out of service.
+const NAP: Duration = Duration::from_millis(100);
+
 /// How soon an abort is noticed.
 const PATIENCE: Duration = Duration::from_millis(20);
 
@@ -140,6 +172,18 @@ const PATIENCE: Duration = Duration::from_millis(20);
 mod tests {
     use super::*;
     use crate::testing::Fixture;
+
+    #[test]
+    fn an_erase_rate_holds_writing_back() {
+        let fixture = Fixture::new();
+        let mut pace = Pace::new();
+        pace.wrote(&fixture.lu, u64::MAX);
+        fixture.lu.set_erase_rate(10 << 20);
+        let (start, mut pace) = (Instant::now(), Pace::new());
+        pace.wrote(&fixture.lu, 1 << 20);
+        pace.wrote(&fixture.lu, 1 << 20);
+        assert!(start.elapsed() >= Duration::from_millis(200));
+    }
 
     #[test]
     fn an_aborted_command_leaves_the_operation_running() {

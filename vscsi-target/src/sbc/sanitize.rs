@@ -20,11 +20,14 @@ pub fn overwrite(call: &mut Call<'_>) -> Result<(), Fail> {
         let straight = pattern.blocks(size, false);
         let inverted = pattern.blocks(size, true);
         let step = (SCRATCH / size.max(1)).max(1) as u64;
+        let mut pace = long::Pace::new();
         for pass in 0..pattern.passes {
             let odd = pattern.invert && pass % 2 == 1;
             let data = if odd { &inverted } else { &straight };
             long::sweep(lu, progress, (pass, pattern.passes), step, |lba, blocks| {
-                write(lu, lba, &data[..blocks as usize * size])
+                write(lu, lba, &data[..blocks as usize * size])?;
+                pace.wrote(lu, blocks * size as u64);
+                Ok(())
             })?;
             flush(lu)?;
         }
