@@ -1,4 +1,4 @@
-//! INQUIRY: the standard data (SPC-4 6.6.2). The vital product data pages are in [`vpd`].
+//! INQUIRY: the standard data (SPC-4 6.6.2). The vital product data pages are in `vpd`.
 
 #[cfg(test)]
 mod tests;
