@@ -107,6 +107,20 @@ impl Postboxes {
         true
     }
 
+    /// Takes a wake descriptor down that was found readable. A reactor that polls may see the flag
+    /// before the descriptor is raised; left alone, it would then be ready without end.
+    pub(super) fn lower(&self, reactor: u16) {
+        if let Some(postbox) = self.boxes.get(usize::from(reactor)) {
+            let _ = postbox.wake.read();
+        }
+    }
+
+    /// The second half of `wake`, after the reactor saw the first.
+    #[cfg(test)]
+    pub(super) fn raise(&self, reactor: u16) {
+        self.boxes[usize::from(reactor)].wake.write(1).unwrap();
+    }
+
     /// Notes that a reactor has nothing of its own left; the last one wakes all.
     pub fn retire(&self, reactor: u16) {
         if let Some(postbox) = self.boxes.get(usize::from(reactor)) {

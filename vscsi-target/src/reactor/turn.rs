@@ -294,9 +294,14 @@ impl<E: Endpoint> Reactor<E> {
         let mut ready = mem::take(&mut self.ready);
         let any = !ready.is_empty();
         for (source, ready) in ready.drain(..) {
-            // The wake descriptor is read with the mail, the ring by the engine.
-            if let Source::Endpoint(id, source) = source {
-                self.call(id, |endpoint, cx| endpoint.ready(source, ready, cx));
+            match source {
+                // The next turn looks for what it stands for: this one counts as work.
+                Source::Wake => self.inbox.postboxes.lower(self.inbox.reactor),
+                // The engine looks at every turn.
+                Source::Ring => {}
+                Source::Endpoint(id, source) => {
+                    self.call(id, |endpoint, cx| endpoint.ready(source, ready, cx));
+                }
             }
         }
         self.ready = ready;
