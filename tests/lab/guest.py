@@ -16,7 +16,7 @@ import tempfile
 import threading
 
 import qemu
-from harness import CACHE, Failed, check
+from harness import CACHE, Failed, check, check_equal
 
 HERE = pathlib.Path(__file__).resolve().parent / "guest"
 PROGRAMS = (
@@ -29,7 +29,7 @@ APPLETS = (
     "uname sort expr env true false dmesg"
 ).split()
 MODULES = (
-    "virtio_pci virtio_net crc32c_generic crc32c_intel sd_mod sg ext4 iscsi_tcp"
+    "virtio_pci virtio_net virtio_scsi crc32c_generic crc32c_intel sd_mod sg ext4 iscsi_tcp"
 ).split()
 LIBRARIES = ["libgcc_s.so.1", "libnss_files.so.2"]
 SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -176,11 +176,16 @@ def _write_atomically(path, data):
 
 
 class Guest:
-    """One boot. `requests` maps the word after HOST to a function that returns the answer."""
+    """One boot. `requests` maps the word after HOST to a function that returns the answer.
 
-    def __init__(self, lab, variables, requests):
+    `disks` are pairs of a QEMU device ("scsi-hd") and the URL of the LUN behind it; their SCSI ids
+    are their places in the list.
+    """
+
+    def __init__(self, lab, variables, requests, disks=()):
         self._lab = lab
         self._requests = requests
+        self._disks = disks
         self._console = lab.scratch / "console.log"
         files, version = kernel()
         self._kernel = vmlinux(files, version)
@@ -203,17 +208,24 @@ class Guest:
             "-kernel", str(self._kernel), "-initrd", str(self._initramfs), "-append",
             "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on",
         ]
+        if self._disks:
+            command += ["-device", "virtio-scsi-pci"]
+        for number, (device, url) in enumerate(self._disks):
+            command += ["-drive", f"file={url},format=raw,if=none,cache=none,id=disk{number}",
+                        "-device", f"{device},drive=disk{number},scsi-id={number}"]
         machine = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True, errors="replace")
         timer = threading.Timer(seconds, machine.kill)
         timer.start()
         ended = False
+        steps = []
         try:
             for line in machine.stdout:
                 word, _, rest = line.strip().partition(" ")
                 if word == "STEP":
                     name, _, verdict = rest.partition(" ")
                     outcome, _, reason = verdict.partition(" ")
+                    steps.append(name)
                     self._lab.step(name, outcome, reason)
                 elif word == "HOST":
                     machine.stdin.write(self._answer(rest.split()) + "\n")
@@ -227,6 +239,8 @@ class Guest:
             machine.wait()
         check(ended, "the guest did not get to its end; its console says\n"
               + "\n".join(self._tail()) + machine.stderr.read())
+        planned = re.findall(r"^step (\S+)", (HERE / "steps.sh").read_text(), re.MULTILINE)
+        check_equal(steps, planned, "the guest's steps")
 
     def _answer(self, words):
         try:

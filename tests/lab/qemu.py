@@ -28,6 +28,15 @@ def qemu_img(lab):
     return run
 
 
+def no_iscsi_in_system():
+    """Why qemu-system has no iSCSI driver; empty when it has one."""
+    system, extra = (_output("dpkg-query", "-W", "-f=${Version}", package)
+                     for package in ("qemu-system-x86", "qemu-block-extra"))
+    if system and system == extra:
+        return ""
+    return f"qemu-system-x86 is {system or 'missing'}, qemu-block-extra {extra or 'missing'}"
+
+
 def download_package(name, version=None):
     """The unpacked files of a Debian package, from the cache when they are there."""
     wanted = f"{name}={version}" if version else name

@@ -2,6 +2,8 @@
 #   PORTAL NAME             the target under test; its first LUN is on a sparse image
 #   CHAP_PORTAL USER SECRET MUTUAL_USER MUTUAL_SECRET    a second target that asks for CHAP
 #   GROWN                   the size in bytes that the host grows the LUN to
+#   NO_QEMU_DISKS           empty when QEMU offers LUNs as SCSI ids 0 (scsi-hd) and 1 (scsi-block),
+#                           else the reason why not
 # shellcheck shell=bash
 # shellcheck disable=SC2153,SC2154
 
@@ -68,13 +70,20 @@ login() { node --login && within 20 disk; }
 
 logout() { node --logout && within 20 no_disk; }
 
-# A fio job that writes with checksums and reads everything back.
+# verify FIO_OPTION…: a fio job on the session's disk that writes with checksums and reads back.
 verify() {
     local device
     device=$(disk) || { echo "no disk"; return 1; }
+    verify_on "$device" "$@"
+}
+
+verify_on() {
+    local device=$1 code=0
+    shift
     fio --name=verify --ioengine=libaio --direct=1 --rw=randwrite --verify=crc32c --do_verify=1 \
         --verify_fatal=1 --exitall_on_error --output=/tmp/fio.log --filename="/dev/$device" \
-        "$@" || { cat /tmp/fio.log; echo "fio: exit $?"; return 1; }
+        "$@" || code=$?
+    [ $code -eq 0 ] || { cat /tmp/fio.log; echo "fio: exit $code"; return 1; }
 }
 
 expect() {
@@ -92,7 +101,9 @@ plain_login() {
 }
 
 inquiry() {
-    sg_inq "/dev/$(disk)"
+    sg_inq "/dev/$(disk)" | tee /tmp/inquiry
+    grep -E 'Vendor identification: *[^ ]' /tmp/inquiry
+    grep -E 'Unit serial number: *[^ ]' /tmp/inquiry
     local page
     for page in sv sn di bl bdc lbpv; do
         sg_vpd --page=$page "/dev/$(disk)"
@@ -108,9 +119,10 @@ opcodes() {
     grep -i 'Unmap' /tmp/opcodes
 }
 
-persistent_reservation() {
-    local disk
-    disk=/dev/$(disk)
+persistent_reservation() { reserve_on "/dev/$(disk)"; }
+
+reserve_on() {
+    local disk=$1
     sg_persist --out --register --param-sark=0xabc123 "$disk"
     sg_persist --in --read-keys "$disk" | grep -i 0xabc123
     sg_persist --out --reserve --param-rk=0xabc123 --prout-type=5 "$disk"
@@ -188,8 +200,9 @@ lost_connections() { dmesg | grep -c 'detected conn error' || true; }
 
 # restart HOW: the daemon goes away in the middle of verified I/O and comes back; nothing is lost.
 restart() {
-    local code=0 lost
+    local code=0 lost identity
     lost=$(lost_connections)
+    identity=$(sg_vpd --page=di "/dev/$(disk)")
     verify --bs=4k --iodepth=32 --size=64M --rate_iops=800 &
     local job=$!
     sleep 2
@@ -197,6 +210,7 @@ restart() {
     wait $job || { echo "I/O failed over the restart"; return 1; }
     # Without this the restart might have come when the I/O was over.
     [ "$(lost_connections)" -gt "$lost" ] || { echo "no connection was lost"; return 1; }
+    expect "identity" "$(sg_vpd --page=di "/dev/$(disk)")" "$identity"
     return $code
 }
 
@@ -211,28 +225,67 @@ chap() {
     node -o update -n node.session.auth.password -v "$1"
     node -o update -n node.session.auth.username_in -v "${2:-}"
     node -o update -n node.session.auth.password_in -v "${3:-}"
-    node --login || return 1
+    node --login || return
     within 20 disk
     verify --bs=4k --iodepth=8 --size=4M
     logout
 }
 
-refused() { ! "$@"; }
+# refused CODE COMMAND…: iscsiadm exits 24 when the target says that authentication failed, and 19
+# when the initiator finds that itself; anything else has another reason.
+refused() {
+    local expected=$1 code=0
+    shift
+    "$@" || code=$?
+    expect "exit code" "$code" "$expected"
+}
 
 chap_one_way() { chap "$SECRET"; }
 chap_mutual() { chap "$SECRET" "$MUTUAL_USER" "$MUTUAL_SECRET"; }
-chap_wrong_secret() { refused chap wrong-secret-12; }
-chap_wrong_mutual_secret() { refused chap "$SECRET" "$MUTUAL_USER" wrong-secret-12; }
+chap_wrong_secret() { refused 24 chap wrong-secret-12; }
+chap_wrong_mutual_secret() { refused 19 chap "$SECRET" "$MUTUAL_USER" wrong-secret-12; }
 chap_missing() {
     local PORTAL=$CHAP_PORTAL
     node -o update -n node.session.auth.authmethod -v None
-    refused node --login
+    node -o update -n node.session.auth.username_in -v ""
+    node -o update -n node.session.auth.password_in -v ""
+    node -o update -n node.session.auth.username -v ""
+    node -o update -n node.session.auth.password -v ""
+    refused 24 node --login
 }
 
 log_out() {
     logout
     expect "sessions" "$(iscsiadm -m session 2>&1 | grep -c "$NAME")" 0
 }
+
+# The disk that QEMU offers at a SCSI id of its virtio host, as sdX.
+virtio_disk() {
+    local entry
+    for entry in /sys/bus/virtio/drivers/virtio_scsi/virtio*/host*/target*:0:"$1"/*/block/*; do
+        [ -e "$entry" ] && { echo "${entry##*/}"; return; }
+    done
+    return 1
+}
+
+# QEMU reads and writes the LUN itself and shows a disk of its own.
+qemu_scsi_hd() {
+    [ -z "$NO_QEMU_DISKS" ] || { echo "$NO_QEMU_DISKS"; return 77; }
+    within 10 virtio_disk 0
+    verify_on "$(virtio_disk 0)" --bs=4k --iodepth=32 --size=16M
+}
+
+# QEMU passes the guest's commands to the LUN as they are.
+qemu_scsi_block() {
+    [ -z "$NO_QEMU_DISKS" ] || { echo "$NO_QEMU_DISKS"; return 77; }
+    within 10 virtio_disk 1
+    sg_inq "/dev/$(virtio_disk 1)" | tee /tmp/inquiry
+    refuted grep QEMU /tmp/inquiry
+    verify_on "$(virtio_disk 1)" --bs=4k --iodepth=32 --size=16M
+    reserve_on "/dev/$(virtio_disk 1)"
+}
+
+refuted() { ! "$@" || return 1; }
 
 iscsid
 step discovery discovery
@@ -257,3 +310,5 @@ step chap_mutual chap_mutual
 step chap_wrong_secret chap_wrong_secret
 step chap_wrong_mutual_secret chap_wrong_mutual_secret
 step chap_missing chap_missing
+step qemu_scsi_hd qemu_scsi_hd
+step qemu_scsi_block qemu_scsi_block

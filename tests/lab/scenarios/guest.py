@@ -4,6 +4,7 @@ import os
 import time
 
 import guest
+import qemu
 from targets import Chap, Lun
 
 MIB = 1 << 20
@@ -14,7 +15,7 @@ OUTAGE_SECONDS = 3
 
 
 def test_linux_initiator(lab):
-    """Discovery, login, digests, CHAP, file system, reservations, growth, restarts, logout."""
+    """Discovery, login, digests, CHAP, file system, reservations, growth, restarts, logout; then QEMU's."""
     lab.requires_program("qemu-system-x86_64", "fio", "iscsid", "sg_persist", "busybox")
     image = lab.image("guest.img", SIZE)
     target = lab.target([Lun(path=image)])
@@ -43,10 +44,15 @@ def test_linux_initiator(lab):
         target.start()
         return "stopped and started"
 
+    for_qemu = lab.target([Lun(size=64 * MIB), Lun(path=lab.image("passed.img", 64 * MIB))])
+    no_qemu_disks = qemu.no_iscsi_in_system()
+    disks = [("scsi-hd", for_qemu.url(0)), ("scsi-block", for_qemu.url(1))]
+
     variables = {
         "PORTAL": target.address, "NAME": target.name, "GROWN": GROWN,
         "CHAP_PORTAL": with_chap.address, "USER": credentials.user, "SECRET": credentials.secret,
         "MUTUAL_USER": credentials.mutual[0], "MUTUAL_SECRET": credentials.mutual[1],
+        "NO_QEMU_DISKS": no_qemu_disks,
     }
     requests = {"used-bytes": used_bytes, "grow": grow, "crash": crash, "terminate": terminate}
-    guest.Guest(lab, variables, requests).run(seconds=900)
+    guest.Guest(lab, variables, requests, [] if no_qemu_disks else disks).run(seconds=900)
