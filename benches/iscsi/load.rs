@@ -213,6 +213,7 @@ impl Session {
         payload: &[u8],
     ) -> io::Result<()> {
         self.input = rest.to_vec();
+        self.flush()?;
         let mut skipped = vec![0; skip];
         self.take(&mut skipped)?;
         while left > 0 {

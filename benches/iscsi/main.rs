@@ -46,7 +46,7 @@ impl Target {
         let child = pinned(
             Command::new(env!("CARGO_BIN_EXE_vscsi"))
                 .args(["serve", "--ram", "256M", "--name", IQN, "--allow-any", "--reactors", "1"])
-                .args(["--iscsi", &address])
+                .args(["--iscsi", &address, "--control", "none", "--quiet"])
                 .stdout(Stdio::null()),
         );
         Self { child, address, scratch: None }.up()
