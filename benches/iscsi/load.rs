@@ -55,7 +55,7 @@ impl Session {
     pub fn login(address: &str, target: &str, lun: u8) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_nonblocking(true)?;
         let mut session = Self {
             stream,
             lun,
@@ -132,6 +132,20 @@ impl Session {
         Ok((u64::from(be32(&data, 0)) + 1, be32(&data, 4) as usize))
     }
 
+    /// Writes every block once, so that what is read is in memory.
+    pub fn fill(&mut self, capacity: (u64, usize)) -> io::Result<()> {
+        let payload = vec![0xA5; 1 << 17];
+        let count = payload.len() / capacity.1;
+        for slot in 0..capacity.0 / count as u64 {
+            if (self.max_cmd_sn.wrapping_sub(self.cmd_sn) as i32) < 0 {
+                return Err(invalid("the window is closed"));
+            }
+            self.queue(1, true, slot as u32 * count as u32, count as u16, &payload);
+            self.drain(1, 0, &[], &payload)?;
+        }
+        Ok(())
+    }
+
     /// Runs a job for `time` after a warm-up of a fifth of it.
     pub fn run(&mut self, job: Job, time: Duration, capacity: (u64, usize)) -> io::Result<Figures> {
         let (blocks, block) = capacity;
@@ -176,7 +190,7 @@ impl Session {
                 self.queue(tag, job.write, lba, count as u16, &payload);
             }
             self.flush()?;
-            let got = self.stream.read(&mut buffer[have..])?;
+            let got = patiently(|| self.stream.read(&mut buffer[have..]))?;
             if got == 0 {
                 return Err(invalid("the target closed the connection"));
             }
@@ -331,7 +345,10 @@ impl Session {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.stream.write_all(&self.out)?;
+        let mut sent = 0;
+        while sent < self.out.len() {
+            sent += patiently(|| self.stream.write(&self.out[sent..]))?;
+        }
         self.out.clear();
         Ok(())
     }
@@ -351,6 +368,29 @@ impl Session {
         let kept = self.input.len().min(into.len());
         into[..kept].copy_from_slice(&self.input[..kept]);
         self.input.drain(..kept);
-        self.stream.read_exact(&mut into[kept..])
+        let mut at = kept;
+        while at < into.len() {
+            match patiently(|| self.stream.read(&mut into[at..]))? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                got => at += got,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Polls, so that waking the client up is no part of what is measured. Gives up after ten seconds.
+fn patiently(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    let mut since = None;
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if since.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(10) {
+                    return Err(error);
+                }
+                std::hint::spin_loop();
+            }
+            result => return result,
+        }
     }
 }

@@ -152,6 +152,10 @@ fn main() {
     if peer.is_none() {
         println!("tgtd is not installed (apt install tgt): no ratios");
     }
+    fill(&ours, 0);
+    if let Some(peer) = &peer {
+        fill(peer, 1);
+    }
     sleep(Duration::from_secs(1));
     let (before, since) = (ours.cpu(), Instant::now());
     sleep(Duration::from_secs(3));
@@ -179,6 +183,12 @@ fn main() {
             rate / theirs
         );
     }
+}
+
+fn fill(target: &Target, lun: u8) {
+    let mut session = Session::login(&target.address, IQN, lun).expect("login");
+    let capacity = session.capacity().expect("READ CAPACITY");
+    session.fill(capacity).expect("the disk is filled");
 }
 
 fn measure(target: &Target, iqn: &str, lun: u8, job: Job, seconds: u64) -> load::Figures {

@@ -5,7 +5,7 @@
 //! and reaches 0, so that a lightly used target sleeps at once.
 
 /// Longest polling without work, in nanoseconds.
-pub(super) const LONGEST: u64 = 50_000;
+pub(super) const LONGEST: u64 = 100_000;
 
 #[derive(Debug)]
 pub(super) struct Spin {
