@@ -7,7 +7,10 @@ use super::{
     timers::{NEVER, Timers},
 };
 use crate::engine::{Completion, Engine};
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    time::{ClockId, clock_gettime},
+    unistd::{SysconfVar, sysconf},
+};
 use std::{
     hint, io, mem,
     os::fd::RawFd,
@@ -160,7 +163,11 @@ impl<E: Endpoint> Reactor<E> {
         if let Some(ring) = engine.ring.fd() {
             poller.watch(ring, Source::Ring, true, false)?;
         }
-        let cores = thread::available_parallelism().map_or(1, usize::from);
+        // Polling is for work that comes from elsewhere: pointless on the only core of a machine, and
+        // harmful where reactors share one.
+        let own = thread::available_parallelism().map_or(1, usize::from);
+        let online = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten().unwrap_or(1);
+        let polls = online > 1 && inbox.postboxes.len() <= own;
         Ok(Self {
             inbox,
             engine,
@@ -172,7 +179,7 @@ impl<E: Endpoint> Reactor<E> {
             free: Vec::new(),
             touched: Vec::new(),
             active: Vec::new(),
-            spin: Spin::new(if cores > 1 { spin::LONGEST } else { 0 }),
+            spin: Spin::new(if polls { spin::LONGEST } else { 0 }),
             mail: Vec::new(),
             done: Vec::new(),
             ready: Vec::new(),
