@@ -22,8 +22,9 @@ impl Engine {
         let Some(task) = self.tasks.at(key) else { return };
         task.epoch = Some(epoch);
         task.stage = Stage::Running;
-        if task.aborted.is_some() {
-            self.end(key, Ok(()));
+        let allowed = task.still_allowed();
+        if task.aborted.is_some() || allowed.is_err() {
+            self.end(key, allowed);
         } else {
             self.run_at(key);
         }

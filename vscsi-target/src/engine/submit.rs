@@ -10,7 +10,7 @@ use super::{
 use crate::{
     backend::Op,
     limits,
-    model::{Itl, NexusView, gate::Need, lu, nexus::bit},
+    model::{Itl, LogicalUnit, NexusView, gate::Need, lu, nexus::bit},
     opcode::{Access, Fail, Lane, Row, Transfer, flag, service_action},
     reactor::{pool::PoolBuf, sg},
     sbc::{self, rw},
@@ -239,7 +239,10 @@ impl Engine {
         }
         task.received = task.wanted.min(u64::from(task.capacity_out)) as usize;
         task.buffer = Some(buffer);
-        self.admit(task);
+        match task.still_allowed() {
+            Ok(()) => self.admit(task),
+            Err(fail) => self.end_with(task, Err(fail)),
+        }
     }
 
     /// The transport cannot bring the Data-Out: the task ends with CHECK CONDITION and this sense.
@@ -456,13 +459,32 @@ fn check(itl: &Itl, row: Option<&'static Row>, command: &Command<'_>) -> Result<
     if attention & denied != 0 {
         return Err(Fail::Status(Status::RESERVATION_CONFLICT));
     }
+    check_medium(lu, flags, row)?;
+    Ok(())
+}
+
+/// Whether the medium takes the command: readiness and write protection.
+fn check_medium(lu: &LogicalUnit, flags: u32, row: &Row) -> Result<(), Sense> {
     if flags & lu::flag::NOT_READY != 0 && !row.has(flag::NOT_READY_OK) {
         lu.readiness()?;
     }
     if flags & lu::flag::WRITE_PROTECTED != 0 && row.has(flag::WRITES) {
-        return Err(Sense::WRITE_PROTECTED.into());
+        return Err(Sense::WRITE_PROTECTED);
     }
     Ok(())
+}
+
+impl Task {
+    /// Whether a task that waited (for data, at the gate) still meets a medium that takes it: it may
+    /// have been ejected, formatted or shrunk meanwhile.
+    pub(super) fn still_allowed(&self) -> Result<(), Fail> {
+        let lu = &self.itl.lu;
+        check_medium(lu, lu.flags(), self.row)?;
+        if let Some(media) = self.media {
+            super::call::check_range(media.lba, media.blocks, lu.blocks())?;
+        }
+        Ok(())
+    }
 }
 
 /// The task attribute, and an established ACA condition (SAM-5 5.10).

@@ -318,6 +318,25 @@ fn abort_task_ends_a_task_that_waits_for_data() {
 }
 
 #[test]
+fn a_write_whose_blocks_went_away_while_it_waited_for_data_is_refused() {
+    let mut rig = Rig::new();
+    let mut nexus = rig.nexus("iqn.a");
+    let owner = rig.owner();
+    let how = out(&[0; 512]);
+    let cdb = write_10(2047, 1);
+    let command = how.command(owner.cookie, &cdb);
+    let Submitted::NeedsData(data) = rig.engine.submit(&mut nexus, &command, Memory::Pool, owner)
+    else {
+        panic!()
+    };
+    rig.lu.backend.resize(Some(1 << 19)).unwrap();
+    rig.engine.data_arrived(data.token, data.buffer);
+    let response = rig.wait(owner.cookie).1;
+    assert_eq!(response.sense.as_bytes()[12], 0x21);
+    assert_eq!(rig.lu.backend.len(), 1 << 19);
+}
+
+#[test]
 fn clear_task_set_tells_the_other_nexus() {
     let mut rig = Rig::new();
     let (mut a, mut b) = (rig.nexus("iqn.a"), rig.nexus("iqn.b"));
