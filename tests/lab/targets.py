@@ -5,6 +5,7 @@ Both take the same description, so a scenario does not know which one it talks t
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -28,6 +29,8 @@ class Lun:
     read_only: bool = False
     removable: bool = False
     block_size: int = 512
+    physical_block_size: int | None = None
+    erase_rate: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +45,15 @@ class Chap:
 class Process:
     """What both targets have in common: a daemon in the foreground that listens on a port."""
 
-    def __init__(self, lab, luns, *, name=NAME, allow=None, chap=None, host="127.0.0.1"):
+    def __init__(self, lab, luns, *, name=NAME, allow=None, chap=None, host="127.0.0.1",
+                 iscsi=None):
         self.lab = lab
         self.luns = luns
         self.name = name
         self.allow = allow
         self.chap = chap
         self.host = host
+        self.iscsi = iscsi
         self.port = free_port()
         self.address = f"{host}:{self.port}"
         self.log_path = lab.scratch / f"target-{self.port}.log"
@@ -152,6 +157,8 @@ class Vscsi(Process):
 
     def arguments(self):
         """What follows `vscsi serve` for this target."""
+        if self.iscsi:
+            return ["--config", self._config_file()]
         words = []
         for lun in self.luns:
             words += [self._disk(lun)] if lun.path else ["--ram", self._disk(lun)]
@@ -168,8 +175,33 @@ class Vscsi(Process):
     @staticmethod
     def _disk(lun):
         options = "".join([",ro" * lun.read_only, ",removable" * lun.removable,
-                           f",bs={lun.block_size}" * (lun.block_size != 512)])
+                           f",bs={lun.block_size}" * (lun.block_size != 512),
+                           f",pbs={lun.physical_block_size}" * bool(lun.physical_block_size),
+                           f",erase-rate={lun.erase_rate}" * bool(lun.erase_rate)])
         return f"{lun.path or lun.size}{options}"
+
+    def _config_file(self):
+        """Settings of iSCSI have no option on the command line."""
+        target = {"name": self.name, "luns": [self._lun(lun) for lun in self.luns]}
+        target |= {"allow": self.allow} if self.allow else {"allow_any": True}
+        if self.chap:
+            target["chap"] = {"file": str(self._chap_file())}
+        path = self.lab.scratch / f"config-{self.port}.json"
+        path.write_text(json.dumps({
+            "control": str(self.control_path),
+            "state_dir": str(self.lab.scratch / f"state-{self.port}"),
+            "portal_groups": [{"tag": 1, "listen": [self.address]}],
+            "iscsi": self.iscsi,
+            "targets": [target],
+        }))
+        return path
+
+    @staticmethod
+    def _lun(lun):
+        where = {"file": str(lun.path)} if lun.path else {"ram": str(lun.size)}
+        options = dataclasses.asdict(lun)
+        del options["path"], options["size"]
+        return where | {key: value for key, value in options.items() if value is not None}
 
     def _chap_file(self):
         path = self.lab.scratch / f"chap-{self.port}"
