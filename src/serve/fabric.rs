@@ -74,6 +74,12 @@ impl Endpoint for AnyEndpoint {
             Self::Iscsi(endpoint) => endpoint.poll(cx),
         }
     }
+
+    fn stop(&mut self, cx: &mut Cx<'_>) {
+        match self {
+            Self::Iscsi(endpoint) => endpoint.stop(cx),
+        }
+    }
 }
 
 /// The inboxes of all reactors.

@@ -132,6 +132,22 @@ def test_sigterm_keeps_what_was_written(lab):
         check_equal(file.read(512), b"\x5a" * 512, "block 7")
 
 
+def test_sigterm_asks_sessions_to_log_out(lab):
+    """SIGTERM sends an asynchronous message that asks for a logout, and waits for that."""
+    lab.requires_vscsi("SIGTERM with sessions")
+    target = lab.target([Lun(size=16 * MIB)])
+    with Session(target) as session:
+        session.clear_attentions(0)
+        os.kill(target.pid, signal.SIGTERM)
+        message = session.receive()
+        check_equal(message.opcode, 0x32, "opcode")
+        check_equal(message.header[36], 1, "event: logout is requested")
+        check_equal(session.scsi(0, bytes(6)).status, 0, "TEST UNIT READY before the logout")
+        session.logout()
+    wait_until(lambda: not target.alive(), 1.5, "the end after the last logout")
+    check_equal(target.stop(), 0, "exit code")
+
+
 def test_idle_costs_no_cpu(lab):
     """Five seconds with sessions that say nothing use at most one clock tick."""
     target = lab.target([Lun(size=16 * MIB) for _ in range(8)])

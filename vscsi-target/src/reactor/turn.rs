@@ -66,9 +66,7 @@ pub trait Endpoint: Sized + std::fmt::Debug + 'static {
     /// there was work, and then it is flushed.
     fn poll(&mut self, cx: &mut Cx<'_>) -> bool;
     /// The reactor stops: finish what is acknowledged, then [`Cx::close`], now or in a later call.
-    fn stop(&mut self, cx: &mut Cx<'_>) {
-        cx.close();
-    }
+    fn stop(&mut self, cx: &mut Cx<'_>);
 }
 
 /// What an endpoint may use during a call.
