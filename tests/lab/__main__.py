@@ -6,6 +6,7 @@ puts Debian's tgtd in its place, which shows whether a failure is the lab's own.
 
 import argparse
 import pathlib
+import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -23,6 +24,8 @@ def main():
     parser.add_argument("--no-skips", action="store_true", help="a skipped test is a failure")
     options = parser.parse_args()
 
+    # Ended from outside, a test still stops what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     runner = harness.Runner(targets.KINDS[options.target], options.target)
     runner.run(options.patterns)
     counts = runner.counts

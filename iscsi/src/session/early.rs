@@ -1,7 +1,7 @@
 //! Requests that came before their turn: kept until the gap in CmdSN is filled, then delivered in
 //! order (RFC 7143 4.2.2.1). Immediate requests meanwhile go on.
 //!
-//! What is kept is bounded by the command window and by [`MAX_KEPT`]; a connection whose next
+//! What is kept is bounded by the command window and by `MAX_KEPT`; a connection whose next
 //! request does not fit stalls until the gap is filled.
 
 use super::{Session, receive::Verdict};
