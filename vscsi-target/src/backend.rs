@@ -34,6 +34,9 @@ pub struct Properties {
     pub optimal_transfer: u32,
     /// Spinning medium.
     pub rotational: bool,
+    /// A write of up to `limits::MAX_ATOMIC` bytes is never torn by a power failure or the end of the
+    /// process: reported as MAXIMUM ATOMIC TRANSFER LENGTH, on which databases rely.
+    pub untorn_writes: bool,
     /// What it is, for people: a path, "ram", "null".
     pub description: String,
 }

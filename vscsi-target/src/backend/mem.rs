@@ -69,6 +69,8 @@ impl Mem {
                 unmap_granularity: GRANULE as u32,
                 optimal_transfer: 128 << 10,
                 rotational: false,
+                // What ends the process ends the medium too.
+                untorn_writes: true,
                 description: "ram".into(),
             },
             memory,

@@ -35,6 +35,7 @@ impl Null {
                 unmap_granularity: 4096,
                 optimal_transfer: 128 << 10,
                 rotational: false,
+                untorn_writes: true,
                 description: "null".into(),
             },
         }

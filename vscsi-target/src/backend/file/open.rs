@@ -247,6 +247,8 @@ pub(super) fn open(options: &FileOptions) -> Result<File, OpenError> {
             unmap_granularity: if thin { granularity } else { 0 },
             optimal_transfer: 128 << 10,
             rotational: queue.number("rotational") == Some(1),
+            // A file system or a device may write half of it.
+            untorn_writes: false,
             description: path.display().to_string(),
         },
         file,

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    backend::{Backend, Null},
+    backend::{Backend, File, Null, file::FileOptions},
     model::Attention,
     testing::{Fixture, sense},
 };
@@ -108,6 +108,19 @@ fn block_limits_are_in_blocks() {
     expected.extend([0, 0, 0, 1, 0, 0, 0, 1]);
     expected.extend([0; 8]);
     assert_eq!(page(0xB0), expected);
+}
+
+#[test]
+fn a_file_does_not_promise_that_writes_are_never_torn() {
+    let path = std::env::temp_dir().join(format!("vscsi-untorn-{}", std::process::id()));
+    std::fs::write(&path, [0; 4096]).unwrap();
+    let options =
+        FileOptions { path: path.clone(), block_size: 512, read_only: false, direct: false };
+    let file = File::open(&options);
+    std::fs::remove_file(&path).unwrap();
+    let mut fixture = Fixture::over(Backend::File(file.unwrap()));
+    let page = fixture.call(&[0x12, 1, 0xB0, 0xFF, 0xFF, 0], &[]).unwrap();
+    assert_eq!(page[44..], [0; 20]);
 }
 
 #[test]

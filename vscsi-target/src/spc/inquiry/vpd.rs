@@ -147,10 +147,13 @@ fn block_limits(properties: &Properties) -> [u8; 60] {
         b[28] = UGAVALID;
     }
     b[32..40].copy_from_slice(&limits::MAX_WRITE_SAME.to_be_bytes());
-    // WRITE ATOMIC takes any alignment and length, and no boundaries inside.
-    b[40..44].copy_from_slice(&blocks(limits::MAX_ATOMIC));
-    b[44..48].copy_from_slice(&1u32.to_be_bytes());
-    b[48..52].copy_from_slice(&1u32.to_be_bytes());
+    // WRITE ATOMIC takes any alignment and length, and no boundaries inside. Where a power failure
+    // may tear it, it is not advertised: initiators take it as a promise that covers that.
+    if properties.untorn_writes {
+        b[40..44].copy_from_slice(&blocks(limits::MAX_ATOMIC));
+        b[44..48].copy_from_slice(&1u32.to_be_bytes());
+        b[48..52].copy_from_slice(&1u32.to_be_bytes());
+    }
     b
 }
 
