@@ -177,3 +177,8 @@ def test_families_that_look_at_physical_blocks(lab):
     run_suite(lab, "512e", Lun(path=lab.image("512e.img", SIZE)),
               families=("CompareAndWrite", "Inquiry", "ReadCapacity16", "Unmap", "WriteSame10",
                         "WriteSame16"))
+
+
+def test_families_that_need_ram(lab):
+    """What a file cannot promise: writes that a power failure does not tear."""
+    run_suite(lab, "ram", Lun(size=SIZE), families=("WriteAtomic16", "Inquiry"))

@@ -1,8 +1,8 @@
 //! COMPARE AND WRITE, ORWRITE and WRITE ATOMIC: the engine keeps every other command off the blocks
 //! they name while they run.
 //!
-//! They are atomic towards other commands. Whether a WRITE ATOMIC is also whole after a power
-//! failure is up to the backing.
+//! They are atomic towards other commands. A WRITE ATOMIC has to be whole after a power failure too,
+//! so only units that can promise it have the command.
 
 use super::{SHORT_DATA, commit, count_write, read, rw, scratch, verify::compare, write};
 use crate::{
@@ -60,10 +60,13 @@ pub fn orwrite(call: &mut Call<'_>) -> Result<(), Fail> {
 }
 
 /// WRITE ATOMIC(16) (SBC-4 5.49), without atomic boundaries. Any alignment will do; the length is
-/// limited by MAXIMUM ATOMIC TRANSFER LENGTH.
+/// limited by MAXIMUM ATOMIC TRANSFER LENGTH. Units whose writes may be torn do not have it.
 pub fn write_atomic(call: &mut Call<'_>) -> Result<(), Fail> {
     let (lba, blocks) = write_atomic_range(call.cdb);
     let lu = call.lu();
+    if !lu.backend.properties().untorn_writes {
+        return Err(Sense::INVALID_OPCODE.into());
+    }
     call.check_range(lba, blocks)?;
     let len = blocks * u64::from(lu.block_size());
     if len > u64::from(limits::MAX_ATOMIC) {

@@ -2,10 +2,12 @@
 //! opcode table.
 
 use crate::{
+    backend::Properties,
     engine::Call,
     opcode::{Fail, Row, TABLE},
     sense::Sense,
 };
+use std::sync::Arc;
 
 /// REPORT SUPPORTED OPERATION CODES.
 pub fn report_supported_opcodes(call: &mut Call<'_>) -> Result<(), Fail> {
@@ -25,7 +27,8 @@ pub fn report_supported_opcodes(call: &mut Call<'_>) -> Result<(), Fail> {
         (3, _) => Row::of(opcode, Some(action)),
         _ => return Err(Sense::cdb_bit(2, 2).into()),
     };
-    let Some(row) = row else {
+    let properties = call.lu().backend.properties();
+    let Some(row) = row.filter(|row| is_offered(row, properties)) else {
         call.put(&[0, NOT_SUPPORTED, 0, 0]);
         return Ok(());
     };
@@ -41,7 +44,9 @@ pub fn report_supported_opcodes(call: &mut Call<'_>) -> Result<(), Fail> {
 fn all(call: &mut Call<'_>, timeouts: bool) {
     let start = call.reply.len();
     call.put(&[0; 4]);
-    for row in TABLE {
+    let itl = Arc::clone(call.itl);
+    let properties = itl.lu.backend.properties();
+    for row in TABLE.iter().filter(|row| is_offered(row, properties)) {
         let [high, low] = row.service_action.unwrap_or(0).to_be_bytes();
         let flags = u8::from(row.service_action.is_some()) | if timeouts { CTDP } else { 0 };
         call.put(&[row.opcode, 0, high, low, 0, flags, 0, row.usage.len() as u8]);
@@ -51,6 +56,17 @@ fn all(call: &mut Call<'_>, timeouts: bool) {
     }
     let len = (call.reply.len() - start - 4) as u32;
     call.reply[start..start + 4].copy_from_slice(&len.to_be_bytes());
+}
+
+/// Whether a unit with this backing has a command of the table.
+fn is_offered(row: &Row, properties: &Properties) -> bool {
+    match row.opcode {
+        // UNMAP.
+        0x42 => properties.thin,
+        // WRITE ATOMIC(16).
+        0x9C => properties.untorn_writes,
+        _ => true,
+    }
 }
 
 /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS.
