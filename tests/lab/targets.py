@@ -46,7 +46,7 @@ class Process:
     """What both targets have in common: a daemon in the foreground that listens on a port."""
 
     def __init__(self, lab, luns, *, name=NAME, allow=None, chap=None, host="127.0.0.1",
-                 iscsi=None):
+                 iscsi=None, reactors=None):
         self.lab = lab
         self.luns = luns
         self.name = name
@@ -54,6 +54,7 @@ class Process:
         self.chap = chap
         self.host = host
         self.iscsi = iscsi
+        self.reactors = reactors
         self.port = free_port()
         self.address = f"{host}:{self.port}"
         self.log_path = lab.scratch / f"target-{self.port}.log"
@@ -187,7 +188,7 @@ class Vscsi(Process):
         if self.chap:
             target["chap"] = {"file": str(self._chap_file())}
         path = self.lab.scratch / f"config-{self.port}.json"
-        path.write_text(json.dumps({
+        path.write_text(json.dumps(({"reactors": self.reactors} if self.reactors else {}) | {
             "control": str(self.control_path),
             "state_dir": str(self.lab.scratch / f"state-{self.port}"),
             "portal_groups": [{"tag": 1, "listen": [self.address]}],
