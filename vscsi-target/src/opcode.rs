@@ -117,6 +117,10 @@ pub mod flag {
     /// Needs exactly as much Data-Out as the CDB says: what was announced beyond it means that the
     /// initiator's idea of the command is another one, and the medium is left alone.
     pub const EXACT_OUT: u8 = 32;
+    /// Must not be executed a second time when nobody knows whether it was: the second time would
+    /// fail or undo what happened since (a compare that now differs, a key that is gone, a fenced
+    /// initiator that registers again, a medium erased twice).
+    pub const ONCE: u8 = 64;
 }
 
 /// One command.
@@ -191,6 +195,13 @@ impl Row {
     }
 }
 
+/// Whether a command that may or may not have been executed before the target was restarted can
+/// simply be executed again. It can if that is no more than being executed late: reads, writes of
+/// given data, UNMAP, flushes, MODE SELECT, RESERVE. What is refused anyway can be refused again.
+pub fn may_repeat(cdb: &[u8]) -> bool {
+    Row::find(cdb).map_or(true, |row| !row.has(flag::ONCE))
+}
+
 /// The service action of a CDB that has one (SPC-5 4.2.5): low five bits of byte 1, or bytes 8-9 of
 /// a variable length CDB.
 pub const fn service_action(cdb: &[u8]) -> u16 {
@@ -213,3 +224,39 @@ static INDEX: [u8; 256] = {
     }
     index
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_state_relative_to_itself_is_not_repeated() {
+        let out = |action| [0x5F, action, 0, 0, 0, 0, 0, 0, 24, 0];
+        for action in [0, 2, 3, 4, 5, 6, 7] {
+            assert!(!may_repeat(&out(action)), "service action {action}");
+        }
+        let once: [&[u8]; 3] = [
+            &[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0],
+            &[0x04, 0, 0, 0, 0, 0],
+            &[0x48, 0x02, 0, 0, 0, 0, 0, 0, 0, 0],
+        ];
+        for cdb in once {
+            assert!(!may_repeat(cdb), "{cdb:x?}");
+        }
+    }
+
+    #[test]
+    fn what_only_comes_late_the_second_time_is_repeated() {
+        let again: [&[u8]; 6] = [
+            &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0],
+            &[0x2A, 0, 0, 0, 0, 0, 0, 0, 1, 0],
+            &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0],
+            &[0x5F, 1, 1, 0, 0, 0, 0, 0, 24, 0],
+            &[0xFF],
+            &[],
+        ];
+        for cdb in again {
+            assert!(may_repeat(cdb), "{cdb:x?}");
+        }
+    }
+}

@@ -222,7 +222,7 @@ pub const ROWS: &[Row] = &[
         ],
         transfer: Transfer::OutBy(atomic::compare_and_write_data),
         lane: Lane::Exclusive(atomic::compare_and_write_range),
-        flags: flag::WRITES | flag::EXACT_OUT,
+        flags: flag::WRITES | flag::EXACT_OUT | flag::ONCE,
         handler: atomic::compare_and_write,
         spec: "SBC-4 5.3",
         ..CHANGE
@@ -542,7 +542,7 @@ const VERIFIED: Row =
 /// own business: the failure of one such operation is no obstacle to the next.
 const LONG: Row = Row {
     lane: Lane::Exclusive(whole_medium),
-    flags: flag::WRITES | flag::NOT_READY_OK | flag::PERSISTS,
+    flags: flag::WRITES | flag::NOT_READY_OK | flag::PERSISTS | flag::ONCE,
     ..CHANGE
 };
 
