@@ -1,4 +1,4 @@
-"""A Linux guest under QEMU whose steps drive the target with Linux's own initiator.
+"""A Linux guest under QEMU whose steps drive the target with Linux's own initiators.
 
 The guest is Debian's kernel and an initramfs made of programs that are installed here. Both are
 kept in the cache under a name that says what they were made of. The guest and the host talk over a
@@ -21,12 +21,12 @@ from harness import CACHE, Failed, check, check_equal
 HERE = pathlib.Path(__file__).resolve().parent / "guest"
 PROGRAMS = (
     "bash blockdev busybox cmp depmod fio fstrim ip iscsiadm iscsid kmod md5sum mkfs.ext4 "
-    "modprobe sg_inq sg_opcodes sg_persist sg_readcap sg_vpd stty"
+    "modprobe sg_inq sg_opcodes sg_persist sg_readcap sg_reset sg_vpd stty"
 ).split()
 # Programs that busybox stands in for.
 APPLETS = (
-    "cat dd echo grep head ln ls mkdir mount poweroff rm sed sleep sync tail tee test tr umount "
-    "uname sort expr env true false dmesg"
+    "awk cat dd echo grep head ln ls mkdir mount poweroff rm sed seq sleep sync tail tee test tr "
+    "umount uname sort expr env true false dmesg wc"
 ).split()
 MODULES = (
     "virtio_pci virtio_net virtio_scsi crc32c_generic crc32c_intel sd_mod sg ext4 iscsi_tcp"
@@ -178,79 +178,103 @@ def _write_atomically(path, data):
 class Guest:
     """One boot. `requests` maps the word after HOST to a function that returns the answer.
 
-    `disks` are pairs of a QEMU device ("scsi-hd") and the URL of the LUN behind it; their SCSI ids
-    are their places in the list.
+    `files` are the files of `guest/` whose steps run, in this order; `arguments` are what QEMU is
+    told besides; `machine` are options of the emulated machine; `qemu` starts the command line.
     """
 
-    def __init__(self, lab, variables, requests, disks=()):
+    CPUS = 2
+    MEBIBYTES = 1024
+
+    def __init__(self, lab, files, variables, requests, arguments=(), *, machine="",
+                 qemu=("qemu-system-x86_64",), env=None):
         self._lab = lab
+        self._files = files
         self._requests = requests
-        self._disks = disks
-        self._console = lab.scratch / "console.log"
-        files, version = kernel()
-        self._kernel = vmlinux(files, version)
+        self._arguments = [*arguments]
+        self._machine = f"q35{machine}"
+        self._qemu = qemu
+        self._env = env or {}
+        self._running = []
+        tree, version = kernel()
+        self._kernel = vmlinux(tree, version)
         self._initramfs = lab.scratch / "initramfs"
+        variables = {**variables, "STEPS": " ".join(files)}
         job = "".join(f"{name}='{value}'\n" for name, value in variables.items())
         with tempfile.TemporaryDirectory() as scratch:
             top = pathlib.Path(scratch)
             (top / "job").write_text(job)
-            for name in ("init", "steps.sh"):
+            for name in ("init", "lib.sh", *files):
                 shutil.copy(HERE / name, top / name)
-            self._initramfs.write_bytes(base_initramfs(files, version).read_bytes() + _cpio(top))
+            self._initramfs.write_bytes(base_initramfs(tree, version).read_bytes() + _cpio(top))
 
     def run(self, seconds):
         """Boots, serves the guest's requests, reports its steps, and returns when it is off."""
-        command = [
-            "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi",
-            "-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults", "-display", "none",
-            "-no-reboot", "-serial", f"file:{self._console}", "-serial", "stdio",
-            "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
-            "-kernel", str(self._kernel), "-initrd", str(self._initramfs), "-append",
-            "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on",
-        ]
-        if self._disks:
-            command += ["-device", "virtio-scsi-pci"]
-        for number, (device, url) in enumerate(self._disks):
-            command += ["-drive", f"file={url},format=raw,if=none,cache=none,id=disk{number}",
-                        "-device", f"{device},drive=disk{number},scsi-id={number}"]
-        machine = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True, errors="replace")
-        timer = threading.Timer(seconds, machine.kill)
+        timer = threading.Timer(seconds, self._kill)
         timer.start()
-        ended = False
-        steps = []
         try:
-            for line in machine.stdout:
-                word, _, rest = line.strip().partition(" ")
-                if word == "STEP":
-                    name, _, verdict = rest.partition(" ")
-                    outcome, _, reason = verdict.partition(" ")
-                    steps.append(name)
-                    self._lab.step(name, outcome, reason)
-                elif word == "HOST":
-                    machine.stdin.write(self._answer(rest.split()) + "\n")
-                    machine.stdin.flush()
-                elif word == "END":
-                    ended = True
-            machine.wait()
+            self.start()
+            ended, steps = self._converse()
+            self._running[-1].wait()
         finally:
             timer.cancel()
+            self._kill()
+        check(ended, "the guest did not get to its end; its console says\n"
+              + "\n".join(self._tail()))
+        planned = [name for file in self._files for name in
+                   re.findall(r"^step (\S+)", (HERE / file).read_text(), re.MULTILINE)]
+        check_equal(steps, planned, "the guest's steps")
+
+    def start(self, *more):
+        """Starts a machine, which takes the guest's serial line over."""
+        console = self._lab.scratch / f"console-{len(self._running)}.log"
+        command = [
+            *self._qemu, "-machine", self._machine, "-accel", "tcg,thread=multi",
+            "-cpu", "max", "-smp", self.CPUS, "-m", self.MEBIBYTES, "-nodefaults",
+            "-display", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", "stdio",
+            "-kernel", self._kernel, "-initrd", self._initramfs, "-append",
+            "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on",
+            *self._arguments, *more,
+        ]
+        with open(self._lab.scratch / "qemu.log", "ab") as log:
+            machine = subprocess.Popen(
+                [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=log, env={**os.environ, **self._env}, text=True, errors="replace")
+        self._running.append(machine)
+        return machine
+
+    def _converse(self):
+        ended = False
+        steps = []
+        # A request may start another machine; the guest waits for its answer there.
+        while line := self._running[-1].stdout.readline():
+            word, _, rest = line.strip().partition(" ")
+            if word == "STEP":
+                name, _, verdict = rest.partition(" ")
+                outcome, _, reason = verdict.partition(" ")
+                steps.append(name)
+                self._lab.step(name, outcome, reason)
+            elif word == "HOST":
+                answer = self._answer(rest.split())
+                self._running[-1].stdin.write(answer + "\n")
+                self._running[-1].stdin.flush()
+            elif word == "END":
+                ended = True
+        return ended, steps
+
+    def _kill(self):
+        for machine in self._running:
             machine.kill()
             machine.wait()
-        check(ended, "the guest did not get to its end; its console says\n"
-              + "\n".join(self._tail()) + machine.stderr.read())
-        planned = re.findall(r"^step (\S+)", (HERE / "steps.sh").read_text(), re.MULTILINE)
-        check_equal(steps, planned, "the guest's steps")
 
     def _answer(self, words):
         try:
             return f"ok {self._requests[words[0]](*words[1:])}"
         except NotImplementedError as missing:
             return f"skip {missing}"
-        except (Failed, KeyError) as error:
+        except (Failed, KeyError, OSError) as error:
             return f"fail {str(error).splitlines()[0]}"
 
     def _tail(self):
-        if not self._console.exists():
-            return []
-        return self._console.read_text(errors="replace").splitlines()[-30:]
+        logs = [*sorted(self._lab.scratch.glob("console-*.log")), self._lab.scratch / "qemu.log"]
+        return [line for log in logs if log.exists()
+                for line in log.read_text(errors="replace").splitlines()[-30:]]

@@ -51,10 +51,10 @@ def version():
 
 @functools.cache
 def tree():
-    """The folder with the unpacked packages (`usr/share/OVMF` and so on), made when it is missing."""
+    """The folder with the unpacked packages (`usr/share/OVMF` and so on), made when missing."""
     if os.uname().machine != "x86_64":
         raise Skip(f"QEMU of {RELEASE}-backports is unpacked for x86_64 only")
-    made_of = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()[:16]
+    made_of = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:16]
     files = CACHE / f"qemu-{RELEASE}-backports-{made_of}"
     if files.is_dir():
         return files
@@ -62,8 +62,6 @@ def tree():
         if shutil.which(program) is None:
             raise Skip(f"{program} is not installed")
     CACHE.mkdir(parents=True, exist_ok=True)
-    for old in CACHE.glob(f"qemu-{RELEASE}-backports-*"):
-        shutil.rmtree(old)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="unpacking-") as scratch:
         _unpack(pathlib.Path(scratch))
         os.rename(f"{scratch}/files", files)

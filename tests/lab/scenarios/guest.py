@@ -1,4 +1,4 @@
-"""Linux's own initiator in a guest: one boot, many steps (see `guest/steps.sh`)."""
+"""Linux's own initiator in a guest: one boot, many steps (see `guest/iscsi.sh`)."""
 
 import os
 import time
@@ -15,7 +15,7 @@ OUTAGE_SECONDS = 3
 
 
 def test_linux_initiator(lab):
-    """Discovery, login, digests, CHAP, file system, reservations, growth, restarts, logout; then QEMU's."""
+    """Discovery, login, digests, CHAP, file system, reservations, growth, restarts; then QEMU's."""
     lab.requires_program("qemu-system-x86_64", "fio", "iscsid", "sg_persist", "busybox")
     image = lab.image("guest.img", SIZE)
     target = lab.target([Lun(path=image)])
@@ -46,7 +46,13 @@ def test_linux_initiator(lab):
 
     for_qemu = lab.target([Lun(size=64 * MIB), Lun(path=lab.image("passed.img", 64 * MIB))])
     no_qemu_disks = qemu.no_iscsi_in_system()
-    disks = [("scsi-hd", for_qemu.url(0)), ("scsi-block", for_qemu.url(1))]
+    devices = ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
+    if not no_qemu_disks:
+        devices += ["-device", "virtio-scsi-pci"]
+        for number, device in enumerate(("scsi-hd", "scsi-block")):
+            drive = f"file={for_qemu.url(number)},format=raw,if=none,cache=none,id=disk{number}"
+            devices += ["-drive", drive, "-device",
+                        f"{device},drive=disk{number},scsi-id={number}"]
 
     variables = {
         "PORTAL": target.address, "NAME": target.name, "GROWN": GROWN,
@@ -55,4 +61,4 @@ def test_linux_initiator(lab):
         "NO_QEMU_DISKS": no_qemu_disks,
     }
     requests = {"used-bytes": used_bytes, "grow": grow, "crash": crash, "terminate": terminate}
-    guest.Guest(lab, variables, requests, [] if no_qemu_disks else disks).run(seconds=900)
+    guest.Guest(lab, ["iscsi.sh"], variables, requests, devices).run(seconds=900)

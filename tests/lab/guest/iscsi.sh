@@ -1,4 +1,4 @@
-# What the guest does with the target. Sourced by /init after /job, which sets:
+# What the guest does with the target over iSCSI. Sourced by /init after /job, which sets:
 #   PORTAL NAME             the target under test; its first LUN is on a sparse image
 #   CHAP_PORTAL USER SECRET MUTUAL_USER MUTUAL_SECRET    a second target that asks for CHAP
 #   GROWN                   the size in bytes that the host grows the LUN to
@@ -6,45 +6,6 @@
 #                           else the reason why not
 # shellcheck shell=bash
 # shellcheck disable=SC2153,SC2154
-
-# step NAME FUNCTION: runs FUNCTION in a subshell and tells the host how it ended. Exit code 77 is a
-# skip; the last line of output is the reason of a skip or failure.
-step() {
-    local name=$1 code began=$SECONDS
-    echo "=== $name"
-    (set -e; "$2") >/tmp/step.log 2>&1 </dev/null
-    code=$?
-    cat /tmp/step.log
-    case $code in
-        0) echo "STEP $name ok $((SECONDS - began)) s" >&3 ;;
-        77) echo "STEP $name SKIP $(tail -n 1 /tmp/step.log)" >&3 ;;
-        *) echo "STEP $name FAIL exit $code: $(tail -n 4 /tmp/step.log | tr '\n' '|')" >&3 ;;
-    esac
-}
-
-# host WORD…: asks the host to do something and prints what it says. The host answers one line:
-# "ok TEXT", "skip REASON" or "fail REASON".
-host() {
-    local verdict text
-    echo "HOST $*" >&3
-    read -r verdict text <&3
-    echo "$text"
-    case $verdict in
-        ok) return 0 ;;
-        skip) return 77 ;;
-        *) return 1 ;;
-    esac
-}
-
-# within SECONDS COMMAND…: repeats COMMAND until it succeeds.
-within() {
-    local deadline=$((SECONDS + $1))
-    shift
-    until "$@"; do
-        [ $SECONDS -lt $deadline ] || { echo "not within time: $*"; return 1; }
-        sleep 0.2
-    done
-}
 
 # The disk of the session that is logged in, as sdX.
 disk() {
@@ -77,19 +38,6 @@ verify() {
     verify_on "$device" "$@"
 }
 
-verify_on() {
-    local device=$1 code=0
-    shift
-    fio --name=verify --ioengine=libaio --direct=1 --rw=randwrite --verify=crc32c --do_verify=1 \
-        --verify_fatal=1 --exitall_on_error --output=/tmp/fio.log --filename="/dev/$device" \
-        "$@" || code=$?
-    [ $code -eq 0 ] || { cat /tmp/fio.log; echo "fio: exit $code"; return 1; }
-}
-
-expect() {
-    [ "$2" = "$3" ] || { echo "$1 is '$2', not '$3'"; return 1; }
-}
-
 discovery() {
     iscsiadm -m discovery -t sendtargets -p "$PORTAL" | tee /tmp/found
     grep -F "$NAME" /tmp/found | grep -F "$PORTAL,"
@@ -100,71 +48,17 @@ plain_login() {
     expect "session state" "$(session_attribute state)" LOGGED_IN
 }
 
-inquiry() {
-    sg_inq "/dev/$(disk)" | tee /tmp/inquiry
-    grep -E 'Vendor identification: *[^ ]' /tmp/inquiry
-    grep -E 'Unit serial number: *[^ ]' /tmp/inquiry
-    local page
-    for page in sv sn di bl bdc lbpv; do
-        sg_vpd --page=$page "/dev/$(disk)"
-    done
-    # Identification must be a world-wide name, or multipath merges or loses disks.
-    sg_vpd --page=di "/dev/$(disk)" | grep -E 'NAA|EUI-64'
-    sg_readcap --16 "/dev/$(disk)" | grep -E 'lbpme=1'
-}
-
-opcodes() {
-    sg_opcodes "/dev/$(disk)" | tee /tmp/opcodes
-    grep -i 'Write(16)' /tmp/opcodes
-    grep -i 'Unmap' /tmp/opcodes
-}
-
+inquiry() { identity_on "$(disk)"; }
+opcodes() { opcodes_on "$(disk)"; }
 persistent_reservation() { reserve_on "/dev/$(disk)"; }
 
-reserve_on() {
-    local disk=$1
-    sg_persist --out --register --param-sark=0xabc123 "$disk"
-    sg_persist --in --read-keys "$disk" | grep -i 0xabc123
-    sg_persist --out --reserve --param-rk=0xabc123 --prout-type=5 "$disk"
-    sg_persist --in --read-reservation "$disk" | tee /tmp/held
-    grep -i 'Write Exclusive, registrants only' /tmp/held
-    sg_persist --out --release --param-rk=0xabc123 --prout-type=5 "$disk"
-    sg_persist --in --read-reservation "$disk" | grep -i 'NO reservation'
-    sg_persist --out --clear --param-rk=0xabc123 "$disk"
-    sg_persist --in --read-keys "$disk" | grep -i 'NO registered'
-}
-
-file_system() {
-    mkfs.ext4 -q -F -E nodiscard "/dev/$(disk)"
-    mount "/dev/$(disk)" /mnt
-    dd if=/dev/urandom of=/mnt/random bs=1M count=8
-    local before
-    before=$(md5sum </mnt/random)
-    umount /mnt
-    echo 3 >/proc/sys/vm/drop_caches
-    mount "/dev/$(disk)" /mnt
-    expect "checksum" "$(md5sum </mnt/random)" "$before"
-    umount /mnt
-}
+file_system() { file_system_on "$(disk)"; }
 
 verify_at_depth_32() { verify --bs=4k --iodepth=32 --size=32M; }
 
 verify_large_blocks() { verify --bs=512k --iodepth=4 --size=32M; }
 
-trim_makes_holes() {
-    local full trimmed
-    mkfs.ext4 -q -F -E nodiscard "/dev/$(disk)"
-    mount "/dev/$(disk)" /mnt
-    dd if=/dev/urandom of=/mnt/data bs=1M count=48 conv=fsync
-    full=$(host used-bytes)
-    rm /mnt/data
-    sync
-    fstrim -v /mnt
-    umount /mnt
-    trimmed=$(host used-bytes)
-    echo "the image used $full bytes, after fstrim $trimmed"
-    [ $((full - trimmed)) -ge $((40 << 20)) ]
-}
+trim_makes_holes() { trim_on "$(disk)"; }
 
 # digests HEADER DATA: a session with these digests carries verified data.
 digests() {
@@ -181,8 +75,6 @@ header_digest() { digests CRC32C None 1 0; }
 data_digest() { digests None CRC32C 0 1; }
 both_digests() { digests CRC32C CRC32C 1 1; }
 no_digests() { digests None None 0 0; }
-
-size_is() { [ "$(cat "/sys/block/$1/size")" -eq $(($2 / 512)) ]; }
 
 online_grow() {
     local disk
@@ -281,7 +173,13 @@ qemu_scsi_block() {
     reserve_on "/dev/$(virtio_disk 1)"
 }
 
-refuted() { ! "$@" || return 1; }
+modprobe -a virtio_net iscsi_tcp
+ip link set eth0 up
+ip addr add 10.0.2.15/24 dev eth0
+# The target listens on the host's loopback and says so in discovery. QEMU's user network connects
+# to whatever address it sees, so the guest only has to let 127.0.0.1 out: no loopback of its own.
+echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet
+ip route add 127.0.0.1/32 via 10.0.2.2 dev eth0 src 10.0.2.15
 
 iscsid
 step discovery discovery
