@@ -117,6 +117,11 @@ impl reactor::Endpoint for Endpoint {
         }
     }
 
+    fn rest(&mut self, _cx: &mut Cx<'_>) -> bool {
+        // Sockets are watched all the time.
+        false
+    }
+
     fn stop(&mut self, cx: &mut Cx<'_>) {
         let grace = match self {
             Self::Session(session) => session.stop_grace(),

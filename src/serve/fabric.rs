@@ -75,6 +75,12 @@ impl Endpoint for AnyEndpoint {
         }
     }
 
+    fn rest(&mut self, cx: &mut Cx<'_>) -> bool {
+        match self {
+            Self::Iscsi(endpoint) => endpoint.rest(cx),
+        }
+    }
+
     fn stop(&mut self, cx: &mut Cx<'_>) {
         match self {
             Self::Iscsi(endpoint) => endpoint.stop(cx),

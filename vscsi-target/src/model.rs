@@ -16,5 +16,5 @@ pub mod target;
 pub use attention::Attention;
 pub use identity::Identity;
 pub use lu::{LogicalUnit, LuConfig, LuState};
-pub use nexus::{Itl, Nexus, NexusInfo, NexusView};
+pub use nexus::{Change, Itl, Nexus, NexusInfo, NexusView, Observer};
 pub use target::{Model, ModelError, Target, TargetPort};

@@ -4,7 +4,7 @@ use super::{
     Engine,
     manage::{Origin, Sweep},
     submit::naca,
-    task::{Completion, DataIn, Outcome, Stage, Task, TaskKey},
+    task::{Completion, DataIn, Media, Outcome, Stage, Task, TaskKey},
 };
 use crate::{
     backend::Op,
@@ -24,16 +24,8 @@ impl Engine {
     pub(super) fn end_media(&mut self, mut task: Task, result: io::Result<()>) {
         let Some(media) = task.media else { return self.end_with(task, Ok(DataIn::None)) };
         if let Err(error) = result {
-            let lu = &task.itl.lu;
-            self.cell(&task.itl).backend_errors.fetch_add(1, Relaxed);
-            let doing = match media.op {
-                Op::Read => Doing::Reading(media.lba),
-                Op::Write { .. } => Doing::Writing(media.lba),
-                Op::Flush => Doing::Flushing,
-            };
-            tracing::debug!(lu = lu.id, lba = media.lba, %error, "the backend failed");
-            let sense = sbc::sense_of(&error, doing);
-            return self.end_with(task, Err(Fail::Check(sense)));
+            let fail = self.media_failed(&task.itl, media, &error);
+            return self.end_with(task, Err(fail));
         }
         let moved = task.wanted.min(u64::from(match media.op {
             Op::Read => task.capacity_in,
@@ -55,6 +47,18 @@ impl Engine {
             _ => self.count_write(&task.itl, media.len),
         }
         self.end_with(task, Ok(data));
+    }
+
+    /// Counts an error of the backend, and says how it is reported.
+    pub(super) fn media_failed(&self, itl: &Itl, media: Media, error: &io::Error) -> Fail {
+        self.cell(itl).backend_errors.fetch_add(1, Relaxed);
+        let doing = match media.op {
+            Op::Read => Doing::Reading(media.lba),
+            Op::Write { .. } => Doing::Writing(media.lba),
+            Op::Flush => Doing::Flushing,
+        };
+        tracing::debug!(lu = itl.lu.id, lba = media.lba, %error, "the backend failed");
+        Fail::Check(sbc::sense_of(error, doing))
     }
 
     /// A handler ended.
@@ -164,7 +168,7 @@ impl Engine {
         cell.read_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    fn count_write(&self, itl: &Itl, bytes: usize) {
+    pub(super) fn count_write(&self, itl: &Itl, bytes: usize) {
         let cell = self.cell(itl);
         cell.writes.fetch_add(1, Relaxed);
         cell.write_bytes.fetch_add(bytes as u64, Relaxed);

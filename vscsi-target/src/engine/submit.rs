@@ -8,17 +8,20 @@ use super::{
     },
 };
 use crate::{
-    backend::Op,
+    backend::{Op, Started},
     limits,
     model::{Itl, LogicalUnit, NexusView, gate::Need, lu, nexus::bit},
     opcode::{Access, Fail, Lane, Row, Transfer, flag, service_action},
-    reactor::{pool::PoolBuf, sg},
+    reactor::{
+        pool::PoolBuf,
+        sg::{self, Segment},
+    },
     sbc::{self, rw},
     sense::{Sense, key},
     spc::mode::Modes,
 };
 use libsrp::{Command, Lun, Residual, Response, Status, TaskAttribute};
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 /// Conditions of a logical unit that a command has to be checked against.
 const SLOW: u32 = lu::flag::WRITE_PROTECTED | lu::flag::NOT_READY | lu::flag::ACA | lu::flag::GONE;
@@ -112,6 +115,18 @@ impl Engine {
                 return Ok(Submitted::Accepted);
             }
         }
+        if let Memory::Own { into, .. } = memory
+            && let Some(result) = self.move_now(itl, media, moved, command, into)
+        {
+            return result.map(|()| {
+                self.count_read(itl, moved);
+                let mut response = Response::good(command.tag);
+                response.data_in = Residual::of(wanted, command.data_in);
+                response.data_out = Residual::of(0, command.data_out);
+                self.complete(owner, response, DataIn::Placed(moved));
+                Submitted::Accepted
+            });
+        }
         let mut task = self.task(itl, row, command, owner, wanted);
         task.media = Some(media);
         match memory {
@@ -151,6 +166,18 @@ impl Engine {
             self.complete(owner, response, DataIn::None);
             return Ok(Submitted::Accepted);
         }
+        if let Memory::Own { out, .. } = memory
+            && let Some(result) = self.move_now(itl, media, moved, command, out)
+        {
+            return result.map(|()| {
+                self.count_write(itl, media.len);
+                let mut response = Response::good(command.tag);
+                response.data_out = Residual::of(wanted, command.data_out);
+                response.data_in = Residual::of(0, command.data_in);
+                self.complete(owner, response, DataIn::None);
+                Submitted::Accepted
+            });
+        }
         let mut task = self.task(itl, row, command, owner, wanted);
         if media.len != moved {
             // A part of a block cannot be written, and the blocks before it are not either.
@@ -172,6 +199,37 @@ impl Engine {
                 Ok(Submitted::Accepted)
             }
         }
+    }
+
+    /// Moves data between the transport's own memory and a backend that never waits, without a task:
+    /// nobody could abort it in between. `None` if it has to be a task.
+    fn move_now(
+        &mut self,
+        itl: &Arc<Itl>,
+        media: Media,
+        moved: usize,
+        command: &Command<'_>,
+        memory: &[Segment],
+    ) -> Option<Result<(), Fail>> {
+        let lu = &itl.lu;
+        let whole =
+            media.len == moved && memory.iter().map(|part| part.len).sum::<usize>() == moved;
+        if !whole || !lu.backend.never_waits() || command.attribute != TaskAttribute::Simple {
+            return None;
+        }
+        let epoch = lu.gate.enter(self.reactor)?;
+        let offset = media.lba * u64::from(lu.block_size());
+        let key = u64::MAX;
+        let started = lu.backend.start(&mut self.ring, key, media.op, offset, memory);
+        lu.gate.leave(self.reactor, epoch);
+        Some(match started {
+            Started::Done(Ok(())) => Ok(()),
+            Started::Done(Err(error)) => Err(self.media_failed(itl, media, &error)),
+            // A backend that never waits answered as one that does.
+            Started::Queued | Started::WouldBlock => {
+                Err(self.media_failed(itl, media, &io::ErrorKind::WouldBlock.into()))
+            }
+        })
     }
 
     fn submit_call(

@@ -26,6 +26,24 @@ pub mod bit {
     pub const LEGACY_DENIED: u32 = 8;
 }
 
+/// Told of what changes for a nexus, by transports that can tell their initiator without being
+/// asked. Called on any thread, sometimes with locks of the model held: it only takes note.
+pub trait Observer: Send + Sync + fmt::Debug {
+    /// Something changed at a logical unit number.
+    fn changed(&self, number: u16, change: Change);
+}
+
+/// What an [`Observer`] is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A logical unit appeared.
+    Added,
+    /// The logical unit is gone.
+    Removed,
+    /// A unit attention was established.
+    Attention(Attention),
+}
+
 /// The fixed facts about an I_T nexus.
 #[derive(Debug)]
 pub struct NexusInfo {
@@ -39,6 +57,16 @@ pub struct NexusInfo {
     pub target: Arc<Target>,
     /// Relative target port identifier.
     pub port: u16,
+    /// Who is told of changes.
+    pub observer: Option<Arc<dyn Observer>>,
+}
+
+impl NexusInfo {
+    fn tell(&self, number: u16, change: Change) {
+        if let Some(observer) = &self.observer {
+            observer.changed(number, change);
+        }
+    }
 }
 
 /// An I_T nexus. Dropping it is an I_T nexus loss: the transport must have its tasks aborted first.
@@ -79,6 +107,17 @@ impl Nexus {
         identity: NexusId,
         initiator: String,
     ) -> Arc<Self> {
+        Self::establish_observed(target, port, identity, initiator, None)
+    }
+
+    /// Establishes a nexus whose changes an observer is told of, from now on.
+    pub fn establish_observed(
+        target: Arc<Target>,
+        port: u16,
+        identity: NexusId,
+        initiator: String,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let nexus = Arc::new(Self {
             info: Arc::new(NexusInfo {
@@ -87,6 +126,7 @@ impl Nexus {
                 initiator,
                 target,
                 port,
+                observer,
             }),
             table: Mutex::default(),
             generation: AtomicU64::new(1),
@@ -109,13 +149,25 @@ impl Nexus {
                     }
                     Arc::clone(old)
                 }
-                _ => Itl::new(Arc::clone(&self.info), number, lu),
+                old => {
+                    // What is there from the start is no change.
+                    if condition.is_some() {
+                        if old.is_some() {
+                            self.info.tell(number, Change::Removed);
+                        }
+                        self.info.tell(number, Change::Added);
+                    }
+                    Itl::new(Arc::clone(&self.info), number, lu)
+                }
             };
             let at = usize::from(number);
             if fresh.by_number.len() <= at {
                 fresh.by_number.resize_with(at + 1, || None);
             }
             fresh.by_number[at] = Some(itl);
+        }
+        for (number, _) in table.iter().filter(|(number, _)| fresh.at(*number).is_none()) {
+            self.info.tell(number, Change::Removed);
         }
         *table = Arc::new(fresh);
         self.generation.fetch_add(1, Ordering::Release);
@@ -124,6 +176,28 @@ impl Nexus {
     /// The table now.
     pub fn table(&self) -> Arc<LunTable> {
         Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The initiator port was reset (a guest's reboot): what belonged to the nexus on its logical
+    /// units ends, and each reports POWER ON. Its tasks must be gone already.
+    pub fn reset(&self) {
+        self.lose();
+        for (_, itl) in self.table().iter() {
+            itl.establish(Attention::POWER_ON);
+        }
+    }
+
+    /// An I_T nexus loss releases a legacy reservation and lifts removal prevention and ACA.
+    fn lose(&self) {
+        for (_, itl) in self.table().iter() {
+            itl.lu.update(|state| {
+                state.reservations.nexus_loss(&self.info.identity);
+                state.preventers.retain(|&id| id != self.info.id);
+                if state.aca == Some(self.info.id) {
+                    state.aca = None;
+                }
+            });
+        }
     }
 }
 
@@ -135,16 +209,7 @@ impl fmt::Debug for Nexus {
 
 impl Drop for Nexus {
     fn drop(&mut self) {
-        // An I_T nexus loss releases a legacy reservation and lifts removal prevention.
-        for (_, itl) in self.table().iter() {
-            itl.lu.update(|state| {
-                state.reservations.nexus_loss(&self.info.identity);
-                state.preventers.retain(|&id| id != self.info.id);
-                if state.aca == Some(self.info.id) {
-                    state.aca = None;
-                }
-            });
-        }
+        self.lose();
     }
 }
 
@@ -225,6 +290,7 @@ impl Itl {
     /// Establishes a unit attention.
     pub fn establish(&self, condition: Attention) {
         self.with_pending(|pending| pending.establish(condition));
+        self.nexus.tell(self.number, Change::Attention(condition));
     }
 
     /// Takes the next unit attention to report.

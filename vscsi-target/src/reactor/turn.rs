@@ -65,6 +65,9 @@ pub trait Endpoint: Sized + std::fmt::Debug + 'static {
     /// Called instead of sleeping while the reactor polls, if the endpoint had work lately: true if
     /// there was work, and then it is flushed.
     fn poll(&mut self, cx: &mut Cx<'_>) -> bool;
+    /// It is not polled any more, since the reactor is about to sleep or it had no work for long:
+    /// ask to be notified again. True if there is work already, which no event will tell.
+    fn rest(&mut self, cx: &mut Cx<'_>) -> bool;
     /// The reactor stops: finish what is acknowledged, then [`Cx::close`], now or in a later call.
     fn stop(&mut self, cx: &mut Cx<'_>);
 }
@@ -205,7 +208,8 @@ impl<E: Endpoint> Reactor<E> {
         let mut sleep = false;
         loop {
             self.now = monotonic();
-            if sleep {
+            let mut worked = sleep && self.rest();
+            if sleep && !worked {
                 self.sleep()?;
                 since_poll = 0;
             } else if since_poll >= TURNS_PER_POLL || self.active.is_empty() {
@@ -214,7 +218,7 @@ impl<E: Endpoint> Reactor<E> {
             }
             since_poll += 1;
 
-            let mut worked = self.post(stopping);
+            worked |= self.post(stopping);
             worked |= self.dispatch();
             worked |= self.expire();
             worked |= self.poll_active();
@@ -247,7 +251,6 @@ impl<E: Endpoint> Reactor<E> {
 
     /// Waits for an event or the next timer. Idle memory goes back after a while, once.
     fn sleep(&mut self) -> io::Result<()> {
-        self.rest();
         let until = self.timers.next();
         let mut limit = match until {
             // Rounded up: too early would be a turn for nothing.
@@ -339,7 +342,15 @@ impl<E: Endpoint> Reactor<E> {
                 continue;
             }
             if slot.misses >= MOST_MISSES {
-                slot.active = false;
+                if self.with(id, |endpoint, cx| endpoint.rest(cx)) == Some(true) {
+                    any = true;
+                    self.touch(id);
+                    at += 1;
+                    continue;
+                }
+                if let Some(slot) = self.slot(id) {
+                    slot.active = false;
+                }
                 self.active.swap_remove(at);
                 continue;
             }
@@ -386,15 +397,24 @@ impl<E: Endpoint> Reactor<E> {
         (any, true)
     }
 
-    /// Before a sleep nobody is active: events tell who is next.
-    fn rest(&mut self) {
-        let mut active = mem::take(&mut self.active);
-        for id in active.drain(..) {
+    /// Before a sleep nobody is active: events tell who is next. Whether somebody had work all the
+    /// same, and stays active.
+    fn rest(&mut self) -> bool {
+        let mut any = false;
+        let mut at = 0;
+        while let Some(id) = self.active.get(at).copied() {
+            if self.with(id, |endpoint, cx| endpoint.rest(cx)) == Some(true) {
+                any = true;
+                self.touch(id);
+                at += 1;
+                continue;
+            }
             if let Some(slot) = self.slot(id) {
                 slot.active = false;
             }
+            self.active.swap_remove(at);
         }
-        self.active = active;
+        any
     }
 
     fn open(&mut self, seed: E::Seed) {

@@ -144,6 +144,10 @@ impl Endpoint for Toy {
         }
     }
 
+    fn rest(&mut self, _cx: &mut Cx<'_>) -> bool {
+        false
+    }
+
     fn poll(&mut self, cx: &mut Cx<'_>) -> bool {
         self.receive(cx)
     }

@@ -1,0 +1,237 @@
+//! Guest memory as the VMM shares it.
+//!
+//! A [`GuestMap`] is made once and never changes; a new table of regions is a new map. Who uses
+//! addresses of a map holds its `Arc`, so that nothing is unmapped under it.
+#![allow(unsafe_code)] // Mapped guest memory is shared between threads.
+
+pub mod dirty;
+
+use std::{fs, io, sync::Arc};
+
+use nix::sys::statfs::fstatfs;
+use thiserror::Error;
+use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionBuilder};
+use vscsi_target::reactor::sg::Segment;
+
+/// Why memory cannot be used.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// A region wraps around the end of an address space, or has no bytes.
+    #[error("a region of {size} bytes at {gpa:#x} (file offset {offset:#x}) is not possible")]
+    Extent {
+        /// Guest physical address.
+        gpa: u64,
+        /// Bytes.
+        size: u64,
+        /// Where it starts in its file.
+        offset: u64,
+    },
+    /// Two regions claim the same addresses.
+    #[error("the regions at {0:#x} and {1:#x} overlap")]
+    Overlap(u64, u64),
+    /// More regions than a front end may have.
+    #[error("there are more than {MAX_REGIONS} regions")]
+    TooMany,
+    /// There is no such region to remove.
+    #[error("there is no region of {size} bytes at {gpa:#x}")]
+    Missing {
+        /// Guest physical address.
+        gpa: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// The file is shorter than the region.
+    #[error("the file behind the region at {gpa:#x} ends at {len:#x}, before {end:#x}")]
+    Short {
+        /// Guest physical address.
+        gpa: u64,
+        /// Size of the file.
+        len: u64,
+        /// End of the region in the file.
+        end: u64,
+    },
+    /// The system does not map it.
+    #[error("cannot map {size} bytes of guest memory at {gpa:#x}: {source}")]
+    Map {
+        /// Guest physical address.
+        gpa: u64,
+        /// Bytes.
+        size: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// A piece of guest memory, mapped.
+#[derive(Clone, Debug)]
+pub struct Region {
+    /// Guest physical address.
+    pub gpa: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Where the front end has it in its own address space.
+    pub uva: u64,
+    host: *mut u8,
+    /// Keeps the mapping.
+    _mapping: Arc<MmapRegion<()>>,
+}
+
+// SAFETY: an address of a shared mapping, which lives as long as the region; what is there is only
+// reached by raw copies and volatile or atomic accesses, as memory that a guest changes has to be.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Maps `size` bytes from `offset` in `file`, shared with the VMM.
+    pub fn map(
+        gpa: u64,
+        size: u64,
+        uva: u64,
+        offset: u64,
+        file: fs::File,
+    ) -> Result<Self, MemoryError> {
+        let extent = || MemoryError::Extent { gpa, size, offset };
+        let map = |source| MemoryError::Map { gpa, size, source };
+        let fits = gpa.checked_add(size).is_some() && uva.checked_add(size).is_some();
+        let end = offset.checked_add(size).filter(|_| fits && size > 0).ok_or_else(extent)?;
+        let len = file.metadata().map_err(map)?.len();
+        // Devices have no size; files do, and behind their end is SIGBUS.
+        if len > 0 && len < end {
+            return Err(MemoryError::Short { gpa, len, end });
+        }
+        // Huge pages are mapped whole.
+        let page = fstatfs(&file).map_or(4096, |stat| stat.block_size().max(4096) as u64);
+        let page = if page.is_power_of_two() { page } else { 4096 };
+        let start = offset & !(page - 1);
+        let whole = (end - start).checked_next_multiple_of(page).ok_or_else(extent)?;
+        let bytes = usize::try_from(whole).map_err(|_| extent())?;
+        let mapping = MmapRegionBuilder::new(bytes)
+            .with_file_offset(FileOffset::new(file, start))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|error| map(io::Error::other(error)))?;
+        // The rest of the first page, at most one page.
+        let host = mapping.as_ptr().wrapping_add((offset - start) as usize);
+        Ok(Self { gpa, size, uva, host, _mapping: Arc::new(mapping) })
+    }
+
+    /// Bytes from `at` on to the end of the region, if `at` lies in it.
+    pub(crate) fn rest(&self, at: u64) -> Option<u64> {
+        let offset = at.wrapping_sub(self.gpa);
+        (offset < self.size).then(|| self.size - offset)
+    }
+
+    pub(crate) fn host_at(&self, gpa: u64) -> *mut u8 {
+        self.host.wrapping_add(gpa.wrapping_sub(self.gpa) as usize)
+    }
+}
+
+/// All memory of a guest that a device may reach.
+#[derive(Debug, Default)]
+pub struct GuestMap {
+    /// By guest physical address.
+    regions: Vec<Region>,
+}
+
+impl GuestMap {
+    /// A map of these regions, which must not overlap.
+    pub fn new(mut regions: Vec<Region>) -> Result<Self, MemoryError> {
+        if regions.len() > MAX_REGIONS {
+            return Err(MemoryError::TooMany);
+        }
+        regions.sort_by_key(|region| region.gpa);
+        for (low, high) in regions.iter().zip(regions.iter().skip(1)) {
+            if low.gpa + low.size > high.gpa {
+                return Err(MemoryError::Overlap(low.gpa, high.gpa));
+            }
+        }
+        Ok(Self { regions })
+    }
+
+    /// This map and one more region.
+    pub fn with(&self, region: Region) -> Result<Self, MemoryError> {
+        let mut regions = self.regions.clone();
+        regions.push(region);
+        Self::new(regions)
+    }
+
+    /// This map without the region of that extent.
+    pub fn without(&self, gpa: u64, size: u64, uva: u64) -> Result<Self, MemoryError> {
+        let is_it = |region: &Region| region.gpa == gpa && region.size == size && region.uva == uva;
+        if !self.regions.iter().any(is_it) {
+            return Err(MemoryError::Missing { gpa, size });
+        }
+        let regions = self.regions.iter().filter(|region| !is_it(region)).cloned().collect();
+        Ok(Self { regions })
+    }
+
+    /// The regions by guest physical address.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Appends where `len` bytes at `gpa` are to `into`: one segment, or one a region where regions
+    /// adjoin. False, with `into` in any state, if not all of them are memory. `hint` is where the
+    /// last search ended.
+    #[inline]
+    pub fn translate(&self, hint: &mut usize, gpa: u64, len: u32, into: &mut Vec<Segment>) -> bool {
+        if let Some(region) = self.regions.get(*hint)
+            && let Some(rest) = region.rest(gpa)
+            && rest >= u64::from(len)
+        {
+            if len > 0 {
+                into.push(Segment { base: region.host_at(gpa), len: len as usize });
+            }
+            return true;
+        }
+        self.search(hint, gpa, len, into)
+    }
+
+    fn search(&self, hint: &mut usize, gpa: u64, len: u32, into: &mut Vec<Segment>) -> bool {
+        let (mut gpa, mut len) = (gpa, u64::from(len));
+        while len > 0 {
+            let after = self.regions.partition_point(|region| region.gpa <= gpa);
+            let Some(at) = after.checked_sub(1) else { return false };
+            let Some(region) = self.regions.get(at) else { return false };
+            let Some(rest) = region.rest(gpa) else { return false };
+            *hint = at;
+            let part = rest.min(len);
+            into.push(Segment { base: region.host_at(gpa), len: part as usize });
+            // A region's end never overflows.
+            gpa += part;
+            len -= part;
+        }
+        true
+    }
+
+    /// Where `len` bytes at a guest physical address are, if they lie in one region.
+    pub fn at(&self, gpa: u64, len: usize) -> Option<*mut u8> {
+        let region = self.regions.iter().find(|region| region.rest(gpa).is_some())?;
+        (region.rest(gpa)? >= len as u64).then(|| region.host_at(gpa))
+    }
+
+    /// Where `len` bytes at an address of the front end are, if they lie in one region.
+    pub fn at_user(&self, uva: u64, len: usize) -> Option<*mut u8> {
+        self.regions.iter().find_map(|region| {
+            let offset = uva.wrapping_sub(region.uva);
+            let rest = region.size.checked_sub(offset).filter(|&rest| rest > 0)?;
+            (rest >= len as u64).then(|| region.host.wrapping_add(offset as usize))
+        })
+    }
+
+    /// The guest physical address of a translated address, for the dirty log.
+    pub fn gpa_of(&self, host: *const u8) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let offset = (host as usize).wrapping_sub(region.host as usize) as u64;
+            (offset < region.size).then(|| region.gpa + offset)
+        })
+    }
+}
+
+/// The most regions a front end may have (QEMU's own limit is 509).
+pub const MAX_REGIONS: usize = 512;
+
+#[cfg(test)]
+mod tests;
