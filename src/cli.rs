@@ -1,5 +1,7 @@
 //! The command line.
 
+pub mod backend;
+pub mod disks;
 pub mod serve;
 
 use std::path::PathBuf;
@@ -7,6 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::{disk, size};
+pub use backend::BackendArgs;
 pub use serve::ServeArgs;
 
 /// A virtual SCSI target in user space.
@@ -40,6 +43,9 @@ pub struct Common {
 pub enum Command {
     /// Export disks; without arguments, a RAM disk to initiators of this host
     Serve(Box<ServeArgs>),
+    /// Be a vhost-user-scsi device for one VMM, as QEMU's conventions for backend programs ask
+    #[command(version)]
+    VhostUserScsi(Box<BackendArgs>),
     /// Check a configuration file
     Check {
         /// The file
@@ -147,12 +153,12 @@ impl DiskOptions {
 
 #[derive(Debug, Subcommand)]
 pub enum Session {
-    /// List who is logged in
+    /// List who is logged in by iSCSI, and the vhost-user controllers
     List,
-    /// End a session
+    /// End an iSCSI session
     Kick {
         /// Its number in the list
-        id: u16,
+        id: String,
     },
 }
 
@@ -168,6 +174,8 @@ const AFTER_HELP: &str = "\
 Examples:
   vscsi serve
   vscsi serve disk.img --iscsi 0.0.0.0 --allow iqn.1994-05.com.redhat:host9
+  vscsi serve disk.img --vhost-user /run/vscsi/vm1.sock --queues 4
+  vscsi vhost-user-scsi --socket-path=/run/vscsi/vm1.sock disk.img
   vscsi serve --config /etc/vscsi/config.json
   vscsi lun add --ram 1G
 

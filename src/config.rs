@@ -3,6 +3,7 @@
 
 pub mod file;
 mod locate;
+pub mod vhost_user;
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -13,6 +14,7 @@ use iscsi::{
 };
 
 use crate::{disk::Disk, secrets::SecretFile};
+use vhost_user::Controller;
 
 /// Everything that runs in one process.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub struct Config {
     pub control: Place,
     /// Where to listen.
     pub portal_groups: Vec<PortalGroup>,
+    /// Controllers for VMMs.
+    pub vhost_user: Vec<Controller>,
     /// How discovery sessions authenticate.
     pub discovery_chap: Option<ChapConfig>,
     /// What iSCSI sessions may have.
@@ -74,12 +78,19 @@ pub struct TargetConfig {
     pub allow: Allow,
     /// The authentication initiators must pass.
     pub chap: Option<ChapConfig>,
-    /// Tags of the portal groups it is reached by; empty for all.
-    pub portal_groups: Vec<u16>,
+    /// Tags of the portal groups it is reached by; `None` for all.
+    pub portal_groups: Option<Vec<u16>>,
     /// Where logins are sent instead.
     pub redirect: Option<Redirect>,
     /// Its logical units.
     pub luns: Vec<Disk>,
+}
+
+impl TargetConfig {
+    /// Whether iSCSI reaches it by the portal group with this tag.
+    pub fn is_reached_by(&self, tag: u16) -> bool {
+        self.portal_groups.as_ref().is_none_or(|tags| tags.contains(&tag))
+    }
 }
 
 /// Who may log in.

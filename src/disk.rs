@@ -244,7 +244,7 @@ impl Disk {
 }
 
 /// Splits at commas; two of them are one comma of the text.
-fn split(text: &str) -> Vec<String> {
+pub fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {

@@ -127,7 +127,7 @@ impl Exporter {
     ) -> Result<Arc<Target>, ExportError> {
         let target = self.model.add_target(config.name.as_str())?;
         for group in groups {
-            if config.portal_groups.is_empty() || config.portal_groups.contains(&group.tag) {
+            if config.is_reached_by(group.tag) {
                 // All ports lead to the same state, so they are one target port group.
                 target.add_port(1, PROTOCOL_ISCSI, target_port_name(&config.name, group.tag));
             }

@@ -10,6 +10,7 @@ mod report;
 mod secrets;
 mod serve;
 mod size;
+mod socket;
 mod state;
 mod suggest;
 
@@ -19,7 +20,8 @@ use clap::{CommandFactory, FromArgMatches};
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let arguments = cli::backend::arguments(std::env::args_os());
+    let matches = Cli::command().get_matches_from(arguments);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     logging::init(&cli.common);
     let common = &cli.common;
@@ -28,6 +30,15 @@ fn main() -> ExitCode {
             let matches = matches.subcommand_matches("serve").unwrap_or(&matches);
             args.plan(matches, common.control.as_ref())
                 .map_err(Into::into)
+                .and_then(|plan| serve::run(plan, common.json))
+        }
+        Command::VhostUserScsi(args) if args.print_capabilities => {
+            println!("{}", cli::backend::capabilities());
+            Ok(())
+        }
+        Command::VhostUserScsi(args) => {
+            let matches = matches.subcommand_matches("vhost-user-scsi").unwrap_or(&matches);
+            args.plan(matches, common.control.as_ref())
                 .and_then(|plan| serve::run(plan, common.json))
         }
         Command::Check { file } => serve::check(file, common.json),

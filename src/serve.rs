@@ -134,6 +134,11 @@ pub fn check(path: &Path, json: bool) -> Result<(), Report> {
 pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     let started = Instant::now();
     let config = plan.config;
+    if let Some(controller) = config.vhost_user.first() {
+        let what = format!("the vhost-user controller {} cannot start", controller.name);
+        return Err(Report::new(Exit::Unavailable, "vhost-user", what)
+            .why("this version reads their configuration, and does not serve them yet"));
+    }
     process::raise_descriptor_limit();
     // Before any thread: they inherit the mask, so that only the waiting thread gets signals.
     let signals = process::block_signals().map_err(|source| system("signals", source))?;
@@ -239,7 +244,6 @@ fn limits(iscsi: &IscsiConfig) -> Limits {
 }
 
 fn access(target: &config::TargetConfig) -> Result<Access, StartError> {
-    let groups = &target.portal_groups;
     Ok(Access {
         allow: match &target.allow {
             Allow::Any => iscsi::shared::Allow::Any,
@@ -251,7 +255,7 @@ fn access(target: &config::TargetConfig) -> Result<Access, StartError> {
             true => iscsi::shared::Redirect::Permanent(redirect.to.clone()),
             false => iscsi::shared::Redirect::Temporary(redirect.to.clone()),
         }),
-        portal_groups: (!groups.is_empty()).then(|| groups.clone()),
+        portal_groups: target.portal_groups.clone(),
     })
 }
 
@@ -273,7 +277,9 @@ fn control_socket(place: &Place) -> Result<Option<ControlSocket>, Report> {
             tracing::warn!("{error}; this target has none: give it one with --control SOCKET");
             Ok(None)
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error
+            .report("control-in-use", "control-socket")
+            .fix("--control SOCKET for another place, or --control none")),
     }
 }
 

@@ -1,18 +1,27 @@
 //! `vscsi serve`: from its arguments to a [`Config`].
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use clap::{ArgMatches, Args};
 use iscsi::{chap::Algorithms, names::IscsiName};
 use thiserror::Error;
 
-use super::DiskOptions;
+use super::{
+    DiskOptions,
+    disks::{DiskListError, DiskLists},
+};
 use crate::{
     config::{
         Allow, ChapConfig, Config, DEFAULT_TARGET, IscsiConfig, Place, PortalGroup, TargetConfig,
         file::{self, ConfigError, PortalError},
+        vhost_user::{
+            self, Controller, ControllerError, ControllerName, DEFAULT_QUEUES, Door, Socket,
+        },
     },
-    disk::{Disk, DiskError, Kind, Source},
+    disk::{Disk, Source},
     report::{Exit, Report},
     secrets::SecretFile,
 };
@@ -31,6 +40,13 @@ pub struct ServeArgs {
     /// Listen for iSCSI initiators here; port 3260 unless given
     #[arg(long, value_name = "ADDR[:PORT]")]
     pub iscsi: Vec<String>,
+    /// Be a vhost-user-scsi controller for the VMM that connects to this socket, with options as in
+    /// SOCKET,name=NAME,queues=N,mode=0660
+    #[arg(long, value_name = "SOCKET")]
+    pub vhost_user: Vec<String>,
+    /// Request queues of each vhost-user-scsi controller, 1 to 256 [default: 4]
+    #[arg(long, value_name = "N", value_parser = vhost_user::queues, requires = "vhost_user")]
+    pub queues: Option<u16>,
     /// Name of the target [default: iqn.2026-11.org.vscsi:disk]
     #[arg(long, value_name = "IQN")]
     pub name: Option<IscsiName>,
@@ -59,7 +75,7 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["disks", "ram", "null", "iscsi", "name", "allow", "allow_any",
+        conflicts_with_all = ["disks", "ram", "null", "iscsi", "vhost_user", "queues", "name", "allow", "allow_any",
             "chap_file", "discovery_chap_file", "block_size", "read_only", "removable", "direct",
             "serial"]
     )]
@@ -78,24 +94,30 @@ pub struct Plan {
 /// Why the arguments make no target.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// Disks, but no address.
+    /// Disks, but nowhere to reach them.
     #[error("there is nowhere to listen")]
     NoPortal,
+    /// Initiators are allowed, but no address.
+    #[error("--allow and CHAP are for iSCSI initiators, and there is no --iscsi")]
+    NoIscsi,
     /// Nobody may log in.
     #[error("nobody may log in")]
     NobodyAllowed,
-    /// A serial number for several disks.
-    #[error("--serial names one disk, and there are {0}")]
-    Serial(usize),
-    /// Two disks want the same number.
-    #[error("LUN {0} is there twice")]
-    Number(u16),
-    /// A disk that is not understood.
+    /// The disks.
     #[error(transparent)]
-    Disk(#[from] DiskError),
+    Disks(#[from] DiskListError),
     /// An address that is none.
     #[error("--iscsi: {0}")]
     Portal(#[from] PortalError),
+    /// A socket that is none.
+    #[error("--vhost-user: {0}")]
+    Controller(#[from] ControllerError),
+    /// Two sockets that are one.
+    #[error("the socket {} is there twice", .0.display())]
+    SocketTwice(PathBuf),
+    /// Two controllers that reservations could not tell apart.
+    #[error("two vhost-user-scsi controllers are called {0}")]
+    ControllerTwice(ControllerName),
     /// The configuration file.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -107,17 +129,24 @@ impl From<ServeError> for Report {
         match error {
             ServeError::NoPortal => Self::new(Exit::Usage, "no-portal", what)
                 .why("nothing is bound unless it is asked for")
-                .fix("add --iscsi 127.0.0.1 for this host, or --iscsi 0.0.0.0 --iscsi [::]"),
+                .fix("add --vhost-user SOCKET for a VMM, or --iscsi 0.0.0.0 --iscsi [::]"),
+            ServeError::NoIscsi => Self::new(Exit::Usage, "no-portal", what).fix(
+                "add --iscsi ADDR, or leave them out: who may connect to a --vhost-user \
+                      socket is said by its permissions",
+            ),
             ServeError::NobodyAllowed => Self::new(Exit::Usage, "nobody-allowed", what)
                 .why("an initiator may log in only when it is allowed")
                 .fix("add --allow IQN (see /etc/iscsi/initiatorname.iscsi there), or --allow-any"),
-            ServeError::Serial(_) => Self::new(Exit::Usage, "serial", what)
-                .fix("write it behind its disk: PATH,serial=X"),
-            ServeError::Number(_) => Self::new(Exit::Usage, "lun-in-use", what)
-                .fix("give each disk a number of its own, or none"),
-            ServeError::Disk(_) => Self::new(Exit::Usage, "disk", what)
-                .fix("PATH[,ro][,bs=512|4096][,pbs=BYTES][,direct][,removable][,erase-rate=SIZE][,serial=X][,lun=N]"),
+            ServeError::Disks(error) => error.into(),
             ServeError::Portal(_) => Self::new(Exit::Usage, "portal", what),
+            ServeError::Controller(_) => {
+                Self::new(Exit::Usage, "vhost-user", what).fix(SOCKET_OPTIONS)
+            }
+            ServeError::SocketTwice(_) | ServeError::ControllerTwice(_) => {
+                Self::new(Exit::Usage, "vhost-user", what)
+                    .why("each controller is one initiator port with one socket")
+                    .fix(SOCKET_OPTIONS)
+            }
             ServeError::Config(error) => error.into(),
         }
     }
@@ -147,19 +176,24 @@ impl ServeArgs {
     }
 
     fn of_arguments(&self, matches: &ArgMatches) -> Result<Plan, ServeError> {
-        let disks = self.disks_in_order(matches)?;
-        let demo = disks.is_empty() && self.iscsi.is_empty() && self.allow.is_empty();
+        let lists = DiskLists { files: &self.disks, ram: &self.ram, null: &self.null };
+        let disks = lists.in_order(&self.options, matches)?;
+        let vhost_user = self.sockets()?;
+        let demo = disks.is_empty()
+            && self.iscsi.is_empty()
+            && vhost_user.is_empty()
+            && self.allow.is_empty();
         let listen = match demo {
             true => vec![file::portal("127.0.0.1")?],
             false => self.iscsi.iter().map(|text| file::portal(text)).collect::<Result<_, _>>()?,
         };
-        if listen.is_empty() {
-            return Err(ServeError::NoPortal);
-        }
-        let allow = match (demo || self.allow_any, self.allow.is_empty()) {
-            (true, _) => Allow::Any,
-            (false, false) => Allow::Names(self.allow.clone()),
-            (false, true) => return Err(ServeError::NobodyAllowed),
+        let allow = match (listen.is_empty(), demo || self.allow_any, self.allow.is_empty()) {
+            (true, ..) if vhost_user.is_empty() => return Err(ServeError::NoPortal),
+            (true, false, true) if self.chap_file.is_none() => Allow::Names(Vec::new()),
+            (true, ..) => return Err(ServeError::NoIscsi),
+            (false, true, _) => Allow::Any,
+            (false, false, false) => Allow::Names(self.allow.clone()),
+            (false, false, true) => return Err(ServeError::NobodyAllowed),
         };
         let luns = match demo {
             true => vec![Disk::new(Source::Ram(DEMO_SIZE), self.options.defaults())],
@@ -174,20 +208,32 @@ impl ServeArgs {
             Some(name) => name.clone(),
             None => default_name(),
         };
+        let controller = |socket: Socket| Controller {
+            door: Door::Socket(socket.place),
+            queues: socket.queues.or(self.queues).unwrap_or(DEFAULT_QUEUES),
+            name: socket.name,
+            targets: BTreeMap::from([(0, name.clone())]),
+        };
+        let vhost_user = vhost_user.into_iter().map(controller).collect();
         let target = TargetConfig {
             name,
             alias: None,
             allow,
             chap: self.chap_file.as_ref().map(chap),
-            portal_groups: Vec::new(),
+            portal_groups: None,
             redirect: None,
             luns,
+        };
+        let groups = match listen.is_empty() {
+            true => Vec::new(),
+            false => vec![PortalGroup { tag: 1, listen }],
         };
         let config = Config {
             reactors: None,
             state_dir: Place::Usual,
             control: Place::Usual,
-            portal_groups: vec![PortalGroup { tag: 1, listen }],
+            portal_groups: groups,
+            vhost_user,
             discovery_chap: self.discovery_chap_file.as_ref().map(chap),
             iscsi: IscsiConfig::default(),
             targets: vec![target],
@@ -195,51 +241,35 @@ impl ServeArgs {
         Ok(Plan { config, demo })
     }
 
-    fn disks_in_order(&self, matches: &ArgMatches) -> Result<Vec<Disk>, ServeError> {
-        let defaults = self.options.defaults();
-        let mut placed: Vec<(usize, Disk)> = Vec::new();
-        for (id, kind, texts) in [
-            ("disks", Kind::File, &self.disks),
-            ("ram", Kind::Ram, &self.ram),
-            ("null", Kind::Null, &self.null),
-        ] {
-            let indices = matches.indices_of(id).into_iter().flatten();
-            for (index, text) in indices.zip(texts) {
-                placed.push((index, Disk::parse(text, kind, defaults)?));
-            }
-        }
-        placed.sort_by_key(|&(index, _)| index);
-        let mut disks: Vec<Disk> = placed.into_iter().map(|(_, disk)| disk).collect();
-        if let Some(serial) = &self.options.serial {
-            match &mut disks[..] {
-                [disk] => {
-                    let named = Disk { serial: Some(serial.clone()), ..disk.clone() };
-                    *disk = named.checked()?;
+    fn sockets(&self) -> Result<Vec<Socket>, ServeError> {
+        let mut sockets: Vec<Socket> = Vec::new();
+        for text in &self.vhost_user {
+            let socket = Socket::parse(text)?;
+            for other in &sockets {
+                if other.place.path() == socket.place.path() {
+                    return Err(ServeError::SocketTwice(socket.place.path().to_owned()));
                 }
-                disks => return Err(ServeError::Serial(disks.len())),
+                if other.name == socket.name {
+                    return Err(ServeError::ControllerTwice(socket.name));
+                }
             }
+            sockets.push(socket);
         }
-        for (at, disk) in disks.iter().enumerate() {
-            if let Some(number) = disk.number
-                && disks.iter().skip(at + 1).any(|other| other.number == Some(number))
-            {
-                return Err(ServeError::Number(number));
-            }
-        }
-        Ok(disks)
+        Ok(sockets)
     }
 }
 
-fn or_none(path: &Path) -> Place {
+pub(super) fn or_none(path: &Path) -> Place {
     if path.as_os_str() == "none" { Place::Nowhere } else { Place::At(path.to_owned()) }
 }
 
 #[allow(clippy::expect_used)] // A constant, which a test parses.
-fn default_name() -> IscsiName {
+pub(super) fn default_name() -> IscsiName {
     IscsiName::parse(DEFAULT_TARGET).expect("the default target has a valid name")
 }
 
 const DEMO_SIZE: u64 = 1 << 30;
+const SOCKET_OPTIONS: &str = "SOCKET[,name=NAME][,queues=1 to 256][,mode=0660]";
 
 #[cfg(test)]
 mod tests {
@@ -297,15 +327,52 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_is_enough_and_needs_nobody_allowed() {
+        let plan = plan("a.img --vhost-user /run/x/vm1.sock --queues 8").unwrap();
+        let [controller] = &plan.config.vhost_user[..] else { panic!("{:?}", plan.config) };
+        assert_eq!((controller.queues, controller.name.as_str()), (8, "vm1"));
+        assert_eq!(controller.targets, BTreeMap::from([(0, default_name())]));
+        assert!(!plan.demo && plan.config.portal_groups.is_empty());
+        assert_eq!(plan.config.targets[0].allow, Allow::Names(Vec::new()));
+    }
+
+    #[test]
+    fn iscsi_beside_a_socket_needs_somebody_allowed() {
+        let args = "a.img --vhost-user /x/a --iscsi 127.0.0.1";
+        assert!(matches!(plan(args), Err(ServeError::NobodyAllowed)));
+        assert_eq!(plan(&format!("{args} --allow-any")).unwrap().config.vhost_user.len(), 1);
+    }
+
+    #[test]
+    fn options_of_iscsi_without_an_address_are_refused() {
+        for option in ["--allow-any", "--allow iqn.2026-11.org.x:i", "--chap-file f"] {
+            let plan = plan(&format!("a.img --vhost-user /x/a {option}"));
+            assert!(matches!(plan, Err(ServeError::NoIscsi)), "{option}");
+        }
+    }
+
+    #[test]
+    fn controllers_that_would_be_one_are_refused() {
+        let args = "a.img --vhost-user /x/a.sock --vhost-user /y/a.sock";
+        assert!(matches!(plan(args), Err(ServeError::ControllerTwice(_))));
+        let args = "a.img --vhost-user /x/a.sock --vhost-user /x/a.sock,name=b";
+        assert!(matches!(plan(args), Err(ServeError::SocketTwice(_))));
+        let args = "a.img --queues 8 --vhost-user /x/a.sock --vhost-user /y/a.sock,name=b,queues=2";
+        let plan = plan(args).unwrap();
+        let queues: Vec<u16> = plan.config.vhost_user.iter().map(|c| c.queues).collect();
+        assert_eq!(queues, [8, 2]);
+    }
+
+    #[test]
     fn one_serial_number_for_two_disks_is_refused() {
         let args = "a.img b.img --serial X --iscsi 127.0.0.1 --allow-any";
-        assert!(matches!(plan(args), Err(ServeError::Serial(2))));
+        assert!(matches!(plan(args), Err(ServeError::Disks(DiskListError::Serial(2)))));
     }
 
     #[test]
     fn the_same_number_twice_is_refused() {
         let args = "a.img,lun=1 b.img,lun=1 --iscsi 127.0.0.1 --allow-any";
-        assert!(matches!(plan(args), Err(ServeError::Number(1))));
+        assert!(matches!(plan(args), Err(ServeError::Disks(DiskListError::Number(1)))));
     }
 
     #[test]

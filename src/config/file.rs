@@ -1,10 +1,12 @@
 //! The configuration file: strict JSON. A key nobody knows, a value of another type or out of its
 //! range, and a key that is there twice are errors that name file, line and key.
 
+mod values;
+mod vhost_user;
+
 use std::{
     collections::BTreeSet,
     fs, io,
-    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -13,7 +15,7 @@ use iscsi::{
     names::IscsiName,
     negotiate::DigestPolicy,
 };
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
 use thiserror::Error;
 
 use super::{
@@ -24,9 +26,11 @@ use crate::{
     disk::{Defaults, Disk, MAX_LUN, MAX_PHYSICAL, Source},
     report::{Exit, Report},
     secrets::SecretFile,
-    size,
     suggest::nearest,
 };
+use values::{Elsewhere, Name, OrNone, Portal, Size, Whole};
+pub use values::{PortalError, portal};
+use vhost_user::{Front, RawController};
 
 /// Why a configuration file is not used.
 #[derive(Debug, Error)]
@@ -164,7 +168,9 @@ struct RawConfig {
     state_dir: Option<OrNone>,
     #[serde(default)]
     control: Option<OrNone>,
-    portal_groups: Vec<RawGroup>,
+    portal_groups: Option<Vec<RawGroup>>,
+    #[serde(default)]
+    vhost_user: Vec<RawController>,
     discovery: Option<RawDiscovery>,
     iscsi: Option<RawIscsi>,
     targets: Vec<RawTarget>,
@@ -229,8 +235,7 @@ struct RawTarget {
     #[serde(default)]
     allow_any: bool,
     chap: Option<RawChap>,
-    #[serde(default)]
-    portal_groups: Vec<Whole<1, 65535>>,
+    portal_groups: Option<Vec<Whole<1, 65535>>>,
     redirect: Option<RawRedirect>,
     #[serde(default)]
     luns: Vec<RawLun>,
@@ -276,7 +281,7 @@ struct RawLun {
     direct: bool,
     erase_rate: Option<Size>,
     serial: Option<String>,
-    visible_to: Option<Vec<Name>>,
+    visible_to: Option<Vec<String>>,
 }
 
 /// A fault of meaning, before it has a line.
@@ -294,9 +299,21 @@ impl Fault {
 
 impl RawConfig {
     fn check(self) -> Result<Config, Fault> {
+        if self.portal_groups.is_none() && self.vhost_user.is_empty() {
+            let fault = "neither \"portal_groups\" nor \"vhost_user\" is there";
+            let fix = format!(
+                "\"portal_groups\": [{{\"tag\": 1, \"listen\": [\"127.0.0.1:{ISCSI_PORT}\"]}}]"
+            );
+            return Err(Fault::new("", fault, fix));
+        }
+        let mut fronts = Vec::new();
+        for (index, controller) in self.vhost_user.into_iter().enumerate() {
+            fronts.push(controller.check(&format!("vhost_user[{index}]"))?);
+        }
         let mut tags = BTreeSet::new();
         let mut portal_groups = Vec::new();
-        for (index, group) in self.portal_groups.into_iter().enumerate() {
+        let groups = self.portal_groups.unwrap_or_default();
+        for (index, group) in groups.into_iter().enumerate() {
             let place = format!("portal_groups[{index}]");
             let group = group.check(&place)?;
             if !tags.insert(group.tag) {
@@ -310,7 +327,7 @@ impl RawConfig {
         let mut targets = Vec::new();
         for (index, target) in self.targets.into_iter().enumerate() {
             let place = format!("targets[{index}]");
-            let target = target.check(&place, &tags)?;
+            let target = target.check(&place, &tags, &fronts)?;
             if !names.insert(target.name.clone()) {
                 let fault = format!("{} is the name of two targets", target.name);
                 let fix = "give each target a name of its own";
@@ -324,6 +341,7 @@ impl RawConfig {
             state_dir: place(self.state_dir),
             control: place(self.control),
             portal_groups,
+            vhost_user: vhost_user::join(fronts, &targets)?,
             discovery_chap: discovery_chap.map(|chap| chap.check("discovery.chap")).transpose()?,
             iscsi: self.iscsi.map_or_else(|| Ok(IscsiConfig::default()), RawIscsi::check)?,
             targets,
@@ -353,7 +371,12 @@ impl RawGroup {
 }
 
 impl RawTarget {
-    fn check(self, place: &str, tags: &BTreeSet<u16>) -> Result<TargetConfig, Fault> {
+    fn check(
+        self,
+        place: &str,
+        tags: &BTreeSet<u16>,
+        fronts: &[Front],
+    ) -> Result<TargetConfig, Fault> {
         let allow = match (self.allow_any, self.allow) {
             (true, names) if names.is_empty() => Allow::Any,
             (true, _) => {
@@ -362,22 +385,21 @@ impl RawTarget {
             }
             (false, names) => Allow::Names(names.into_iter().map(|name| name.0).collect()),
         };
-        let mut groups = Vec::new();
-        for (index, tag) in self.portal_groups.iter().enumerate() {
-            let tag = tag.0 as u16;
-            if !tags.contains(&tag) {
+        let groups: Option<Vec<u16>> =
+            self.portal_groups.map(|groups| groups.into_iter().map(|tag| tag.0 as u16).collect());
+        for (index, tag) in groups.iter().flatten().enumerate() {
+            if !tags.contains(tag) {
                 let place = format!("{place}.portal_groups[{index}]");
                 let fault = format!("there is no portal group {tag}");
                 let known: Vec<String> = tags.iter().map(u16::to_string).collect();
                 return Err(Fault::new(place, fault, format!("the tags are {}", known.join(", "))));
             }
-            groups.push(tag);
         }
         let mut taken = BTreeSet::new();
         let mut luns = Vec::new();
         for (index, lun) in self.luns.into_iter().enumerate() {
             let place = format!("{place}.luns[{index}]");
-            let disk = lun.check(&place)?;
+            let disk = lun.check(&place, fronts)?;
             if let Some(number) = disk.number
                 && !taken.insert(number)
             {
@@ -436,7 +458,7 @@ impl From<RawAlgorithm> for Algorithm {
 }
 
 impl RawLun {
-    fn check(self, place: &str) -> Result<Disk, Fault> {
+    fn check(self, place: &str, fronts: &[Front]) -> Result<Disk, Fault> {
         let source = match (self.file, self.ram, self.null) {
             (Some(path), None, None) => Source::File(path),
             (None, Some(size), None) => Source::Ram(size.0),
@@ -452,18 +474,34 @@ impl RawLun {
             removable: self.removable,
             direct: false,
         };
-        let names = |names: Vec<Name>| names.into_iter().map(|name| name.0.to_string()).collect();
+        let visible_to =
+            self.visible_to.map(|names| visible_to(names, place, fronts)).transpose()?;
         let disk = Disk {
             number: self.number.map(|n| n.0 as u16),
             physical_block_size: self.physical_block_size.map(|n| n.0 as u32),
             direct: self.direct,
             erase_rate: self.erase_rate.map(|rate| rate.0),
             serial: self.serial,
-            visible_to: self.visible_to.map(names),
+            visible_to,
             ..Disk::new(source, defaults)
         };
         disk.checked().map_err(|error| Fault::new(place, error, "see docs/configuration.md"))
     }
+}
+
+/// Names of iSCSI initiators and of vhost-user controllers, as nexuses carry them.
+fn visible_to(names: Vec<String>, place: &str, fronts: &[Front]) -> Result<Vec<String>, Fault> {
+    let known = |name: &str| fronts.iter().any(|front| front.name.as_str() == name);
+    let names = names.into_iter().enumerate().map(|(index, name)| {
+        if known(&name) {
+            return Ok(name);
+        }
+        IscsiName::parse(&name).map(|name| name.to_string()).map_err(|error| {
+            let fix = "name an iSCSI initiator, or a controller of \"vhost_user\"";
+            Fault::new(format!("{place}.visible_to[{index}]"), error, fix)
+        })
+    });
+    names.collect()
 }
 
 impl RawIscsi {
@@ -512,94 +550,6 @@ impl RawIscsi {
         }
         Ok(config)
     }
-}
-
-/// A whole number of a range.
-struct Whole<const LOW: u64, const HIGH: u64>(u64);
-
-impl<'de, const LOW: u64, const HIGH: u64> Deserialize<'de> for Whole<LOW, HIGH> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = u64::deserialize(deserializer)?;
-        if (LOW..=HIGH).contains(&number) {
-            Ok(Self(number))
-        } else {
-            Err(de::Error::custom(format_args!("{number} is not in the range {LOW} to {HIGH}")))
-        }
-    }
-}
-
-/// An iSCSI name.
-struct Name(IscsiName);
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        IscsiName::parse(&text).map(Self).map_err(de::Error::custom)
-    }
-}
-
-/// A size, with or without a unit.
-struct Size(u64);
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        size::parse(&text).map(Self).map_err(de::Error::custom)
-    }
-}
-
-/// A path, or `none`.
-struct OrNone(Option<PathBuf>);
-
-impl<'de> Deserialize<'de> for OrNone {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Ok(Self((text != "none").then(|| PathBuf::from(text))))
-    }
-}
-
-/// `ADDR` or `ADDR:PORT`.
-struct Portal(SocketAddr);
-
-impl<'de> Deserialize<'de> for Portal {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        portal(&text).map(Self).map_err(de::Error::custom)
-    }
-}
-
-/// The address of a redirection: `ADDR:PORT`, perhaps with `,TAG` (RFC 7143 13.8).
-struct Elsewhere(String);
-
-impl<'de> Deserialize<'de> for Elsewhere {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let (address, tag) = match text.split_once(',') {
-            Some((address, tag)) => (address, Some(tag)),
-            None => (text.as_str(), None),
-        };
-        let address = portal(address).map_err(de::Error::custom)?;
-        if tag.is_some_and(|tag| tag.parse::<u16>().is_err()) {
-            return Err(de::Error::custom(format_args!("{text:?} has no portal group tag")));
-        }
-        Ok(Self(tag.map_or_else(|| address.to_string(), |tag| format!("{address},{tag}"))))
-    }
-}
-
-/// Why a text is no portal.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error(
-    "{0:?} is not an address: write 192.0.2.1, 192.0.2.1:3260, [2001:db8::1] or [2001:db8::1]:3260"
-)]
-pub struct PortalError(String);
-
-/// Parses `ADDR[:PORT]`; without a port it is iSCSI's. Names are not looked up.
-pub fn portal(text: &str) -> Result<SocketAddr, PortalError> {
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    let with_port = text.parse::<SocketAddr>().ok();
-    with_port
-        .or_else(|| Some(SocketAddr::new(bare.parse::<IpAddr>().ok()?, ISCSI_PORT)))
-        .ok_or_else(|| PortalError(text.to_owned()))
 }
 
 #[cfg(test)]

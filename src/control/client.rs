@@ -121,7 +121,13 @@ pub fn session(command: &cli::Session, common: &Common) -> Result<(), Report> {
             show(common, &sessions, || table::sessions(&sessions))
         }
         cli::Session::Kick { id } => {
-            let done: Value = ask(common, "session.kick", SessionKick { id: *id })?;
+            let id = id.parse().map_err(|_| {
+                let what = format!("{id:?} is not the number of an iSCSI session");
+                Report::new(Exit::Usage, "no-session", what)
+                    .why("only iSCSI sessions can be ended here; a vhost-user controller is its VMM's")
+                    .fix("vscsi session list shows the numbers; unplug a controller in its VMM")
+            })?;
+            let done: Value = ask(common, "session.kick", SessionKick { id })?;
             show(common, &done, || format!("session {id} is dropped\n"))
         }
     }

@@ -4,11 +4,8 @@
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::{
-        fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
-        net::{UnixListener, UnixStream},
-    },
-    path::{Path, PathBuf},
+    os::unix::{fs::DirBuilderExt, net::UnixStream},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,77 +16,27 @@ use std::{
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde_json::Value;
-use thiserror::Error;
 
 use super::rpc::{self, Outcome};
-use crate::report::{Exit, Report};
-
-/// Why there is no control socket.
-#[derive(Debug, Error)]
-pub enum SocketError {
-    /// A running instance has it.
-    #[error("another vscsi listens on the control socket {}", .0.display())]
-    InUse(PathBuf),
-    /// Something else is in its place.
-    #[error("{} is in the place of the control socket", .0.display())]
-    NotASocket(PathBuf),
-    /// The operating system refused.
-    #[error("cannot create the control socket {}: {source}", path.display())]
-    Create {
-        /// The socket.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-}
-
-impl From<SocketError> for Report {
-    fn from(error: SocketError) -> Self {
-        let what = error.to_string();
-        let fix = "--control SOCKET for another place, or --control none";
-        match error {
-            SocketError::InUse(_) => Self::new(Exit::Retry, "control-in-use", what).fix(fix),
-            SocketError::NotASocket(_) => {
-                Self::new(Exit::CannotCreate, "control-socket", what).fix(fix)
-            }
-            SocketError::Create { .. } => {
-                Self::new(Exit::CannotCreate, "control-socket", what).fix(fix)
-            }
-        }
-    }
-}
+use crate::socket::{Listening, SocketError};
 
 /// A bound control socket. Dropping it removes it.
 #[derive(Debug)]
-pub struct ControlSocket {
-    path: PathBuf,
-    listener: UnixListener,
-}
+pub struct ControlSocket(Listening);
 
 impl ControlSocket {
-    /// Binds; a socket that a process left behind is replaced.
+    /// Binds; a socket that a process left behind is replaced, its directory is made.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let create = |source| SocketError::Create { path: path.to_owned(), source };
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(create)?;
         }
-        if let Ok(meta) = fs::symlink_metadata(path) {
-            if !meta.file_type().is_socket() {
-                return Err(SocketError::NotASocket(path.to_owned()));
-            }
-            if UnixStream::connect(path).is_ok() {
-                return Err(SocketError::InUse(path.to_owned()));
-            }
-            fs::remove_file(path).map_err(create)?;
-        }
-        let listener = UnixListener::bind(path).map_err(create)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(create)?;
-        Ok(Self { path: path.to_owned(), listener })
+        Listening::bind(path, 0o600).map(Self)
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
 
     /// Serves on threads of its own until the process ends; `call` runs a method.
@@ -97,7 +44,7 @@ impl ControlSocket {
     where
         C: Fn(&str, Value) -> Outcome + Send + Sync + 'static,
     {
-        let listener = self.listener.try_clone()?;
+        let listener = self.0.listener.try_clone()?;
         let (call, open) = (Arc::new(call), Arc::new(AtomicUsize::new(0)));
         thread::Builder::new().name("control".into()).spawn(move || {
             loop {
@@ -113,12 +60,6 @@ impl ControlSocket {
             }
         })?;
         Ok(())
-    }
-}
-
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -196,6 +137,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::path::PathBuf;
 
     fn scratch(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("vscsi-{name}-{}.sock", std::process::id()))
@@ -226,28 +168,5 @@ mod tests {
         socket.serve(|_, _| Ok(Value::Null)).unwrap();
         let answer = ask(&path, &vec![b' '; MAX_REQUEST + 1]);
         assert!(answer.contains("too long"), "{answer}");
-    }
-
-    #[test]
-    fn a_socket_in_use_is_not_taken_and_one_left_behind_is() {
-        let path = scratch("in-use");
-        let socket = ControlSocket::bind(&path).unwrap();
-        assert!(matches!(ControlSocket::bind(&path), Err(SocketError::InUse(_))));
-        let left = scratch("left");
-        drop(UnixListener::bind(&left).unwrap());
-        assert!(ControlSocket::bind(&left).is_ok());
-        drop(socket);
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn a_file_in_its_place_stays() {
-        let path = scratch("file");
-        fs::write(&path, "x").unwrap();
-        let refused = ControlSocket::bind(&path);
-        let kept = fs::read_to_string(&path).unwrap();
-        fs::remove_file(&path).unwrap();
-        assert!(matches!(refused, Err(SocketError::NotASocket(_))));
-        assert_eq!(kept, "x");
     }
 }

@@ -79,7 +79,7 @@ fn text(
 fn about(daemon: &Daemon, target: &TargetConfig, portals: &[(SocketAddr, u16)]) -> String {
     let reached: Vec<SocketAddr> = portals
         .iter()
-        .filter(|(_, tag)| target.portal_groups.is_empty() || target.portal_groups.contains(tag))
+        .filter(|&&(_, tag)| target.is_reached_by(tag))
         .map(|(address, _)| *address)
         .collect();
     let addresses: Vec<String> = reached.iter().map(SocketAddr::to_string).collect();

@@ -1,4 +1,6 @@
 use super::*;
+use crate::config::vhost_user::Door;
+use std::collections::BTreeMap;
 
 fn parse_text(text: &str) -> Result<Config, ConfigError> {
     parse(Path::new("c.json"), text)
@@ -133,4 +135,99 @@ fn none_switches_state_and_control_off() {
     let config = parse_text(&text).unwrap();
     assert_eq!(config.state_dir, Place::Nowhere);
     assert_eq!(config.control, Place::At("/run/c".into()));
+}
+
+const ONE: &str = r#""targets": [{"name": "iqn.2026-11.org.x:a"}]"#;
+const TWO: &str =
+    r#""targets": [{"name": "iqn.2026-11.org.x:a"}, {"name": "iqn.2026-11.org.x:b"}]"#;
+
+#[test]
+fn a_controller_reaches_the_only_target() {
+    let text = format!("{{\"vhost_user\": [{{\"socket\": \"/run/vscsi/vm1.sock\"}}], {ONE}}}");
+    let config = parse_text(&text).unwrap();
+    let [controller] = &config.vhost_user[..] else { panic!("{:?}", config.vhost_user) };
+    assert_eq!((controller.name.as_str(), controller.queues), ("vm1", 4));
+    assert_eq!(controller.targets, BTreeMap::from([(0, config.targets[0].name.clone())]));
+    assert!(config.portal_groups.is_empty());
+}
+
+#[test]
+fn a_controller_has_ids_for_several_targets() {
+    let text = format!(
+        r#"{{"vhost_user": [{{"socket": "/run/a", "name": "vm:1", "queues": 256, "mode": "0660",
+            "targets": [{{"id": 255, "target": "iqn.2026-11.org.x:b"}}]}}], {TWO}}}"#
+    );
+    let config = parse_text(&text).unwrap();
+    let controller = &config.vhost_user[0];
+    assert_eq!(controller.targets, BTreeMap::from([(255, config.targets[1].name.clone())]));
+    let Door::Socket(place) = &controller.door else { panic!("{:?}", controller.door) };
+    assert_eq!((place.mode, controller.queues), (0o660, 256));
+}
+
+#[test]
+fn a_lun_may_be_visible_to_a_controller() {
+    let text = |names| {
+        format!(
+            "{{\"vhost_user\": [{{\"socket\": \"/run/vm1\"}}], \"targets\": [{{\"name\": \
+             \"iqn.2026-11.org.x:a\", \"luns\": [{{\"ram\": \"1M\", \"visible_to\": {names}}}]}}]}}"
+        )
+    };
+    let config = parse_text(&text("[\"vm1\", \"iqn.2026-11.org.X:i\"]")).unwrap();
+    let expected = ["vm1".to_owned(), "iqn.2026-11.org.x:i".to_owned()];
+    assert_eq!(config.targets[0].luns[0].visible_to.as_deref(), Some(&expected[..]));
+    let error = error(&text("[\"vm2\"]"));
+    assert!(error.contains("targets[0].luns[0].visible_to[0]"), "{error}");
+}
+
+#[test]
+fn controllers_that_cannot_be_are_refused() {
+    let controllers =
+        |list: &str, targets: &str| format!("{{\"vhost_user\": [{list}], {targets}}}");
+    for (text, fault) in [
+        (format!("{{{ONE}}}"), "neither \"portal_groups\" nor \"vhost_user\""),
+        (controllers(r#"{"socket": "/a"}"#, TWO), "which of 2 targets"),
+        (controllers(r#"{"socket": "/a", "targets": []}"#, ONE), "reaches no target"),
+        (controllers(r#"{"socket": "/a", "queues": 257}"#, ONE), "not in the range 1 to 256"),
+        (controllers(r#"{"socket": "/a", "mode": "rw"}"#, ONE), "vhost_user[0].mode"),
+        (controllers(r#"{"socket": "/a", "name": "a b"}"#, ONE), "vhost_user[0].name"),
+        (controllers(r#"{"socket": "/a"}, {"socket": "/a", "name": "b"}"#, ONE), "two controllers"),
+        (controllers(r#"{"socket": "/a"}, {"socket": "/b/a"}"#, ONE), "are called a"),
+        (
+            controllers(
+                r#"{"socket": "/a", "targets": [{"id": 0, "target": "iqn.2026-11.org.x:c"}]}"#,
+                ONE,
+            ),
+            "there is no target iqn.2026-11.org.x:c",
+        ),
+        (
+            controllers(
+                r#"{"socket": "/a", "targets": [{"id": 1, "target": "iqn.2026-11.org.x:a"},
+                    {"id": 1, "target": "iqn.2026-11.org.x:b"}]}"#,
+                TWO,
+            ),
+            "id 1 names two targets",
+        ),
+    ] {
+        let error = error(&text);
+        assert!(error.contains(fault), "{error}");
+    }
+}
+
+#[test]
+fn two_targets_may_have_a_controller_of_the_same_name() {
+    let text = format!(
+        r#"{{"vhost_user": [
+            {{"socket": "/a/vm1", "targets": [{{"id": 0, "target": "iqn.2026-11.org.x:a"}}]}},
+            {{"socket": "/b/vm1", "targets": [{{"id": 0, "target": "iqn.2026-11.org.x:b"}}]}}], {TWO}}}"#
+    );
+    assert_eq!(parse_text(&text).unwrap().vhost_user.len(), 2);
+}
+
+#[test]
+fn an_empty_list_of_portal_groups_is_none_of_them() {
+    let text = format!(
+        "{{{GROUPS}, \"targets\": [{{\"name\": \"iqn.2026-11.org.x:a\", \"portal_groups\": []}}]}}"
+    );
+    assert!(!parse_text(&text).unwrap().targets[0].is_reached_by(1));
+    assert!(parse_text(&lun("")).unwrap().targets[0].is_reached_by(1));
 }
