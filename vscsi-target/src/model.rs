@@ -11,6 +11,7 @@ pub mod identity;
 pub mod lu;
 pub mod nexus;
 pub mod reservation;
+pub mod snapshot;
 pub mod target;
 
 pub use attention::Attention;

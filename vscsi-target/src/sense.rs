@@ -72,6 +72,8 @@ impl Sense {
     pub const SAVING_NOT_SUPPORTED: Self = Self::new(key::ILLEGAL_REQUEST, 0x39, 0x00);
     /// MEDIUM NOT PRESENT.
     pub const NO_MEDIUM: Self = Self::new(key::NOT_READY, 0x3A, 0x00);
+    /// LOGICAL UNIT IS IN PROCESS OF BECOMING READY: its image belongs to another process yet.
+    pub const BECOMING_READY: Self = Self::new(key::NOT_READY, 0x04, 0x01);
     /// LOGICAL UNIT NOT READY, INITIALIZING COMMAND REQUIRED: it was stopped.
     pub const STOPPED: Self = Self::new(key::NOT_READY, 0x04, 0x02);
     /// LOGICAL UNIT NOT READY, FORMAT IN PROGRESS.

@@ -348,6 +348,9 @@ fn reset(lu: &LogicalUnit) {
         state.modes.reset();
         state.preventers.clear();
         state.aca = None;
+        for waiting in &mut state.waiting {
+            (waiting.prevents, waiting.aca) = (false, false);
+        }
     });
     lu.establish(Attention::LOGICAL_UNIT_RESET, None);
 }

@@ -48,14 +48,24 @@ impl Attention {
 }
 
 /// The pending unit attentions of one I_T_L nexus.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attentions {
     queue: VecDeque<Attention>,
 }
 
 impl Attentions {
     /// Bounds the queue; beyond it nothing can be lost that a power-on condition would not say.
-    const LIMIT: usize = 16;
+    pub const LIMIT: usize = 16;
+
+    /// What was pending elsewhere, in its order; `None` when that is more than can be pending.
+    pub fn resumed(conditions: impl ExactSizeIterator<Item = Attention>) -> Option<Self> {
+        (conditions.len() <= Self::LIMIT).then(|| Self { queue: conditions.collect() })
+    }
+
+    /// All conditions, in the order they will be reported.
+    pub fn iter(&self) -> impl Iterator<Item = Attention> {
+        self.queue.iter().copied()
+    }
 
     /// Establishes a condition. A reset removes the conditions that it makes obsolete, except
     /// that the LUN inventory changed, and goes in front (SAM-5 table 47).

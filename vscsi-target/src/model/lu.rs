@@ -1,10 +1,10 @@
 //! A logical unit: a backend with an identity, state that all its I_T nexuses share, and a gate
 //! that orders tasks.
 
-use super::{Attention, Identity, Itl, attention::Attentions, gate::Gate};
+use super::{Attention, Identity, Itl, attention::Attentions, gate::Gate, snapshot::Waiting};
 use crate::{
     backend::Backend,
-    model::reservation::Reservations,
+    model::reservation::{NexusId, Reservations},
     reactor::Postboxes,
     sense::Sense,
     spc::{buffer::Buffers, mode::Modes},
@@ -67,6 +67,8 @@ pub struct LuState {
     pub sanitize_may_exit: bool,
     /// The nexus that an ACA condition is established for.
     pub aca: Option<u64>,
+    /// What waits for I_T nexuses that a restored state named, until they are established.
+    pub waiting: Vec<Waiting>,
 }
 
 /// Counters of one logical unit, for LOG SENSE, `vscsi stats` and metrics.
@@ -138,6 +140,7 @@ impl LogicalUnit {
                 sanitize_failed: false,
                 sanitize_may_exit: false,
                 aca: None,
+                waiting: Vec::new(),
             }),
             turn: Mutex::new(()),
             itls: Mutex::new(Vec::new()),
@@ -241,19 +244,38 @@ impl LogicalUnit {
         itls.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Adds a new I_T_L nexus.
+    /// Adds a new I_T_L nexus, which takes over what waits for it.
     pub(super) fn attach(&self, itl: &Arc<Itl>) {
         self.itls.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(itl));
         let state = self.state();
+        if !state.waiting.is_empty() {
+            drop(state);
+            self.update(|state| state.claim(itl));
+            return;
+        }
         itl.set_reservation_bits(state.reservations.denied(&itl.nexus.identity));
     }
 
     /// Establishes a unit attention for every I_T nexus, or for all but one (by nexus id).
     pub fn establish(&self, condition: Attention, except: Option<u64>) {
+        let except = |itl: &Itl| Some(itl.nexus.id) == except;
+        for waiting in &mut self.state().waiting {
+            waiting.attentions.establish(condition);
+        }
         for itl in self.itls() {
-            if Some(itl.nexus.id) != except {
+            if !except(&itl) {
                 itl.establish(condition);
             }
+        }
+    }
+
+    /// Establishes a unit attention for the nexuses of this name.
+    pub fn establish_for(&self, nexus: &NexusId, condition: Attention) {
+        for waiting in self.state().waiting.iter_mut().filter(|entry| entry.nexus == *nexus) {
+            waiting.attentions.establish(condition);
+        }
+        for itl in self.itls().iter().filter(|itl| itl.nexus.identity == *nexus) {
+            itl.establish(condition);
         }
     }
 

@@ -308,6 +308,16 @@ impl Itl {
         self.with_pending(|pending| (pending.peek(), pending.len()))
     }
 
+    /// Every pending unit attention, left in place.
+    pub(super) fn attentions(&self) -> Attentions {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over the unit attentions that the nexus had elsewhere.
+    pub(super) fn resume(&self, attentions: Attentions) {
+        self.with_pending(|pending| *pending = attentions);
+    }
+
     fn with_pending<R>(&self, with: impl FnOnce(&mut Attentions) -> R) -> R {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         let result = with(&mut pending);

@@ -79,6 +79,11 @@ impl Reservations {
         }
     }
 
+    /// What the logical unit offers.
+    pub fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
     /// The PRGENERATION counter.
     pub fn generation(&self) -> u32 {
         self.generation

@@ -101,7 +101,7 @@ fn header_len(flags: u8) -> usize {
 }
 
 /// FORMAT COMMAND FAILED.
-const FAILED: Sense = Sense::new(key::MEDIUM_ERROR, 0x31, 0x01);
+pub(crate) const FAILED: Sense = Sense::new(key::MEDIUM_ERROR, 0x31, 0x01);
 
 const FMTPINFO: u8 = 0xC0;
 const LONGLIST: u8 = 0x20;

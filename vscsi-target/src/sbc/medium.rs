@@ -47,15 +47,16 @@ pub fn prevent_allow(call: &mut Call<'_>) -> Result<(), Fail> {
         check_reservation(call)?;
     }
     let id = call.itl.nexus.id;
-    let mut state = call.state();
-    if let Some(busy) = state.busy {
-        return Err(busy.into());
-    }
-    state.preventers.retain(|&other| other != id);
-    if prevent {
-        state.preventers.push(id);
-    }
-    Ok(())
+    call.lu().update(|state| {
+        if let Some(busy) = state.busy {
+            return Err(busy.into());
+        }
+        state.preventers.retain(|&other| other != id);
+        if prevent {
+            state.preventers.push(id);
+        }
+        Ok(())
+    })
 }
 
 /// START STOP UNIT without a power condition.
@@ -90,7 +91,7 @@ fn load_eject(call: &Call<'_>, request: Request) -> Result<(), Fail> {
     if !lu.config.removable {
         return Err(Sense::cdb_bit(4, 1).into());
     }
-    if !call.state().preventers.is_empty() {
+    if call.state().is_removal_prevented() {
         return Err(Sense::REMOVAL_PREVENTED.into());
     }
     if !request.start {
@@ -98,7 +99,7 @@ fn load_eject(call: &Call<'_>, request: Request) -> Result<(), Fail> {
     }
     let loaded = lu.update(|state| {
         // Somebody may have prevented it while the cache was flushed.
-        if !state.preventers.is_empty() {
+        if state.is_removal_prevented() {
             return Err(Sense::REMOVAL_PREVENTED);
         }
         let loaded = state.ejected && request.start;

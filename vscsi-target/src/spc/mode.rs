@@ -87,6 +87,18 @@ impl Modes {
         self.current.task_aborted
     }
 
+    /// The current and the saved values.
+    pub fn settings(&self) -> (Settings, Option<Settings>) {
+        (self.current, self.saved)
+    }
+
+    /// Takes current and saved values over from the same logical unit elsewhere, as far as this
+    /// backend has what they are about.
+    pub fn resume(&mut self, current: Settings, saved: Option<Settings>) {
+        let fit = |s: Settings| Settings { write_cache: s.write_cache && self.cache, ..s };
+        (self.current, self.saved) = (fit(current), saved.map(fit));
+    }
+
     /// A logical unit reset: the saved values become current again.
     pub fn reset(&mut self) {
         self.current = self.saved.unwrap_or(self.default);

@@ -66,11 +66,14 @@ pub fn persistent_out(call: &mut Call<'_>) -> Result<(), Fail> {
         state.reservations = after;
         state.preventers.retain(|id| !aborted.contains(id));
         state.aca = state.aca.filter(|id| !aborted.contains(id));
+        for waiting in &mut state.waiting {
+            if effects.abort.contains(&waiting.nexus) {
+                (waiting.prevents, waiting.aca) = (false, false);
+            }
+        }
     });
     for (told, attention) in &effects.attentions {
-        itls.iter()
-            .filter(|itl| itl.nexus.identity == *told)
-            .for_each(|itl| itl.establish(*attention));
+        lu.establish_for(told, *attention);
     }
     drop(turn);
     call.abort.extend(effects.abort);

@@ -179,6 +179,9 @@ pub enum SavedError {
     /// The holder is not registered, or an all registrants reservation has no registration.
     #[error("the reservation's holder is not registered")]
     HolderNotRegistered,
+    /// A RESERVE reservation beside registrations, which exclude each other.
+    #[error("a RESERVE reservation is saved beside registrations")]
+    Mixed,
     /// A holder is named for an all registrants reservation, or none for another type.
     #[error("a reservation of type {0:?} is saved with the wrong kind of holder")]
     Holder(ReservationType),
@@ -190,18 +193,8 @@ impl Reservations {
         let saved = Saved {
             version: VERSION,
             generation: self.generation,
-            reservation: self.persistent.as_ref().map(|held| SavedReservation {
-                kind: held.kind,
-                holder: held.holder.as_ref().map(SavedNexus::from),
-            }),
-            registrations: self
-                .registrations
-                .iter()
-                .map(|r| SavedRegistration {
-                    key: format!("{:#018x}", r.key),
-                    nexus: SavedNexus::from(&r.nexus),
-                })
-                .collect(),
+            reservation: self.persistent.as_ref().map(SavedReservation::from),
+            registrations: self.registrations.iter().map(SavedRegistration::from).collect(),
         };
         let mut text = serde_json::to_vec_pretty(&saved)?;
         text.push(b'\n');
@@ -217,35 +210,84 @@ impl Reservations {
             return Err(SavedError::Version(version));
         }
         let saved: Saved = serde_json::from_slice(text)?;
-        let (count, max) = (saved.registrations.len(), capabilities.max_registrations);
+        let state = Self { generation: saved.generation, aptpl: true, ..Self::new(capabilities) };
+        state.filled(saved.registrations, saved.reservation)
+    }
+
+    /// All of the state, for [`crate::model::snapshot`].
+    pub(in crate::model) fn to_live(&self) -> LiveReservations {
+        LiveReservations {
+            aptpl: self.aptpl,
+            generation: self.generation,
+            reservation: self.persistent.as_ref().map(SavedReservation::from),
+            registrations: self.registrations.iter().map(SavedRegistration::from).collect(),
+            reserve: self.legacy.as_ref().map(SavedNexus::from),
+        }
+    }
+
+    /// Checks every invariant of what [`Reservations::to_live`] gave, here or on another host.
+    pub(in crate::model) fn from_live(live: LiveReservations) -> Result<Self, SavedError> {
+        let state = Self { generation: live.generation, aptpl: live.aptpl, ..Self::default() };
+        let mut state = state.filled(live.registrations, live.reservation)?;
+        state.legacy = live.reserve.map(SavedNexus::parse).transpose()?;
+        if state.legacy.is_some() && !state.registrations.is_empty() {
+            return Err(SavedError::Mixed);
+        }
+        Ok(state)
+    }
+
+    /// The same state on a logical unit with these capabilities.
+    pub(in crate::model) fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
+        self.aptpl &= capabilities.persist_through_power_loss;
+        Self { capabilities, ..self }
+    }
+
+    /// Calls a nexus by another name, unless somebody has that already.
+    pub(in crate::model) fn rename(&mut self, from: &NexusId, to: &NexusId) {
+        if self.key_of(to).is_some() || self.legacy.as_ref() == Some(to) {
+            return;
+        }
+        let registered = self.registrations.iter_mut().map(|registration| &mut registration.nexus);
+        let holder = self.persistent.iter_mut().filter_map(|held| held.holder.as_mut());
+        for nexus in registered.chain(holder).chain(self.legacy.as_mut()) {
+            if nexus == from {
+                *nexus = to.clone();
+            }
+        }
+    }
+
+    fn filled(
+        mut self,
+        registrations: Vec<SavedRegistration>,
+        reservation: Option<SavedReservation>,
+    ) -> Result<Self, SavedError> {
+        let (count, max) = (registrations.len(), self.capabilities.max_registrations);
         if count > max {
             return Err(SavedError::TooMany { count, max });
         }
-        let mut state =
-            Self { generation: saved.generation, aptpl: true, ..Self::new(capabilities) };
-        for saved in saved.registrations {
+        for saved in registrations {
             let key = parse_key(&saved.key).ok_or(SavedError::Key(saved.key))?;
             let nexus = saved.nexus.parse()?;
-            if state.key_of(&nexus).is_some() {
+            if self.key_of(&nexus).is_some() {
                 return Err(SavedError::Duplicate(nexus));
             }
-            state.registrations.push(Registration { nexus, key });
+            self.registrations.push(Registration { nexus, key });
         }
-        if let Some(SavedReservation { kind, holder }) = saved.reservation {
+        if let Some(SavedReservation { kind, holder }) = reservation {
             if holder.is_some() == kind.is_all_registrants() {
                 return Err(SavedError::Holder(kind));
             }
             let holder = holder.map(SavedNexus::parse).transpose()?;
             let registered = match &holder {
-                Some(holder) => state.key_of(holder).is_some(),
-                None => !state.registrations.is_empty(),
+                Some(holder) => self.key_of(holder).is_some(),
+                None => !self.registrations.is_empty(),
             };
             if !registered {
                 return Err(SavedError::HolderNotRegistered);
             }
-            state.persistent = Some(Persistent { kind, holder });
+            self.persistent = Some(Persistent { kind, holder });
         }
-        Ok(state)
+        Ok(self)
     }
 }
 
@@ -265,7 +307,21 @@ struct Saved {
     registrations: Vec<SavedRegistration>,
 }
 
-#[derive(Serialize, Deserialize)]
+/// All of a [`Reservations`], also what no power loss survives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::model) struct LiveReservations {
+    aptpl: bool,
+    generation: u32,
+    #[serde(deserialize_with = "Option::deserialize")]
+    reservation: Option<SavedReservation>,
+    registrations: Vec<SavedRegistration>,
+    /// Who holds the logical unit by RESERVE.
+    #[serde(deserialize_with = "Option::deserialize")]
+    reserve: Option<SavedNexus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SavedReservation {
     #[serde(rename = "type")]
@@ -274,16 +330,32 @@ struct SavedReservation {
     holder: Option<SavedNexus>,
 }
 
-#[derive(Serialize, Deserialize)]
+impl From<&Persistent> for SavedReservation {
+    fn from(held: &Persistent) -> Self {
+        Self { kind: held.kind, holder: held.holder.as_ref().map(SavedNexus::from) }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SavedRegistration {
     key: String,
     nexus: SavedNexus,
 }
 
-#[derive(Serialize, Deserialize)]
+impl From<&Registration> for SavedRegistration {
+    fn from(registration: &Registration) -> Self {
+        Self {
+            key: format!("{:#018x}", registration.key),
+            nexus: SavedNexus::from(&registration.nexus),
+        }
+    }
+}
+
+/// A [`NexusId`], readable and exact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SavedNexus {
+pub(in crate::model) struct SavedNexus {
     name: String,
     transport_id: String,
     relative_target_port: u16,
@@ -301,7 +373,8 @@ impl From<&NexusId> for SavedNexus {
 }
 
 impl SavedNexus {
-    fn parse(self) -> Result<NexusId, SavedError> {
+    /// Checks that it is exact, and that the readable name is the same port's.
+    pub(in crate::model) fn parse(self) -> Result<NexusId, SavedError> {
         let Self { name, transport_id: id, relative_target_port } = self;
         let Some(bytes) = parse_hex(&id) else { return Err(SavedError::Hex(id)) };
         let (transport_id, used) = match TransportId::parse(&bytes) {
