@@ -224,7 +224,12 @@ impl Events {
             Event::Changed { .. } | Event::Missed => scsi::feature::CHANGE,
         };
         // Who never ran an event queue finds out by looking.
-        if pending.features & wanted == 0 || pending.queue.contains(&event) {
+        if pending.features & wanted == 0 {
+            return;
+        }
+        // Told already, unless something else happened to that logical unit since.
+        let last = pending.queue.iter().rev().find(|old| old.place() == event.place());
+        if last == Some(&event) {
             return;
         }
         if pending.queue.len() < MOST_EVENTS {
@@ -291,3 +296,72 @@ pub const FIRST_REQUEST_QUEUE: usize = 2;
 pub const MOST_QUEUES: u16 = 256;
 /// Events kept for a driver that takes none.
 const MOST_EVENTS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Nowhere(Mutex<u32>);
+
+    impl Router for Nowhere {
+        fn reactors(&self) -> u16 {
+            2
+        }
+
+        fn open(&self, _reactor: u16, _seed: Seed) {}
+
+        fn note(&self, _to: Place, _note: Note) {
+            *self.0.lock().unwrap() += 1;
+        }
+    }
+
+    fn events() -> (Arc<Nowhere>, Events, Watch) {
+        let router = Arc::new(Nowhere::default());
+        let make =
+            || Events { router: Arc::clone(&router) as Arc<dyn Router>, inner: Mutex::default() };
+        let watched = Arc::new(make());
+        let endpoint = EndpointId { index: 0, generation: 0 };
+        let all = scsi::feature::HOTPLUG | scsi::feature::CHANGE;
+        watched.attach(Place { reactor: 0, endpoint }, all);
+        (Arc::clone(&router), make(), Watch { id: 1, events: watched })
+    }
+
+    #[test]
+    fn coming_and_going_and_coming_is_told_in_full() {
+        let (router, _, watch) = events();
+        for change in [Change::Added, Change::Added, Change::Removed, Change::Added] {
+            watch.changed(4, change);
+        }
+        let told: Vec<_> = std::iter::from_fn(|| watch.events.next()).collect();
+        let (target, number) = (1, 4);
+        let (added, removed) = (Event::Added { target, number }, Event::Removed { target, number });
+        assert_eq!(told, [(added, false), (removed, false), (added, false)]);
+        assert_eq!(*router.0.lock().unwrap(), 3);
+    }
+
+    #[test]
+    fn more_events_than_are_kept_become_one_that_says_so() {
+        let (_, _, watch) = events();
+        (0..MOST_EVENTS as u16 + 5).for_each(|number| watch.changed(number, Change::Added));
+        let told: Vec<_> = std::iter::from_fn(|| watch.events.next()).collect();
+        assert_eq!(told.len(), MOST_EVENTS);
+        assert_eq!(told.iter().filter(|(_, missed)| *missed).count(), 1);
+    }
+
+    #[test]
+    fn a_driver_that_cannot_be_told_is_not() {
+        let (_, events, _) = events();
+        events.tell(Event::Added { target: 0, number: 0 });
+        assert!(!events.is_waiting());
+    }
+
+    #[test]
+    fn conditions_that_are_no_parameters_are_no_events() {
+        let (_, _, watch) = events();
+        watch.changed(0, Change::Attention(Attention::POWER_ON));
+        assert!(!watch.events.is_waiting());
+        watch.changed(0, Change::Attention(Attention::CAPACITY_CHANGED));
+        assert!(watch.events.is_waiting());
+    }
+}

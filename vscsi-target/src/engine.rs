@@ -15,7 +15,7 @@ pub mod task;
 
 use crate::{
     model::Model,
-    reactor::{Mail, pool::Pool, ring::Ring, workers::Workers},
+    reactor::{Mail, pool::Pool, ring::Ring, sg::Segment, workers::Workers},
 };
 use std::{io, mem, sync::Arc};
 
@@ -40,6 +40,8 @@ pub struct Engine {
     done: Vec<Completion>,
     /// Reused for answers and for what the ring reports.
     reply: Vec<u8>,
+    /// Scatter lists of tasks that ended, for the next ones.
+    lists: Vec<Vec<Segment>>,
     reaped: Vec<(u64, io::Result<()>)>,
 }
 
@@ -61,6 +63,7 @@ impl Engine {
             tasks: task::Table::default(),
             done: Vec::new(),
             reply: Vec::new(),
+            lists: Vec::new(),
             reaped: Vec::new(),
         }
     }

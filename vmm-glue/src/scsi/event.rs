@@ -35,6 +35,16 @@ pub enum Event {
 }
 
 impl Event {
+    /// The logical unit it is about.
+    pub fn place(self) -> Option<(u8, u16)> {
+        match self {
+            Self::Added { target, number }
+            | Self::Removed { target, number }
+            | Self::Changed { target, number, .. } => Some((target, number)),
+            Self::Missed => None,
+        }
+    }
+
     /// The event on the wire; `missed` says that others before it were dropped.
     pub fn bytes(self, missed: bool) -> [u8; LEN] {
         let (event, address, reason): (u32, [u8; 8], u32) = match self {

@@ -15,7 +15,7 @@ use crate::{
 };
 use libsrp::{Residual, Response, Status};
 use std::{
-    io,
+    io, mem,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -106,7 +106,7 @@ impl Engine {
     }
 
     /// Ends a task: leaves the gate, completes it, tells the sweeps that wait for it.
-    pub(super) fn end_with(&mut self, task: Task, result: Result<DataIn, Fail>) {
+    pub(super) fn end_with(&mut self, mut task: Task, result: Result<DataIn, Fail>) {
         let mut response = Response::good(task.tag);
         let mut data = DataIn::None;
         let mut outcome = Outcome::Respond;
@@ -138,6 +138,9 @@ impl Engine {
                 Some(key) if task.raised => gate.lower(self.reactor, key, epoch),
                 _ => gate.leave(self.reactor, epoch),
             }
+        }
+        if task.own.segments.capacity() > 0 && self.lists.len() < MOST_LISTS {
+            self.lists.push(mem::take(&mut task.own.segments));
         }
         self.done.push(Completion { owner: task.owner, outcome, response, data });
         self.tell_sweeps(task.sweeps);
@@ -179,3 +182,6 @@ impl Engine {
         &itl.lu.counters[usize::from(self.reactor)]
     }
 }
+
+/// Scatter lists kept for reuse.
+const MOST_LISTS: usize = 1024;

@@ -133,6 +133,7 @@ impl Engine {
             Memory::Pool => task.buffer = Some(self.take(media.len)?),
             Memory::Own { into, .. } => {
                 task.own.is_own = true;
+                task.own.segments = self.lists.pop().unwrap_or_default();
                 // Parts of blocks go through a buffer.
                 if sg::take_front(into, moved, &mut task.own.segments) != moved {
                     return Err(Sense::INTERNAL_FAILURE.into());
@@ -192,6 +193,7 @@ impl Engine {
             }
             Memory::Own { out, .. } => {
                 task.own.is_own = true;
+                task.own.segments = self.lists.pop().unwrap_or_default();
                 if sg::take_front(out, media.len, &mut task.own.segments) != media.len {
                     return Err(Sense::INTERNAL_FAILURE.into());
                 }
