@@ -210,6 +210,11 @@ impl Device {
         for queue in &self.queues {
             start(queue, &mut self.link)?;
         }
+        if !self.link.protocol().contains(Protocol::REPLY_ACK) {
+            // An answer shows that all before it was done: some back ends lose a kick that
+            // overtakes the message that enables its queue.
+            self.link.frontend().get_features()?;
+        }
         Ok(())
     }
 
