@@ -1,4 +1,4 @@
-"""Finds scenarios, runs them one after another and counts what came of it.
+"""Finds scenarios, runs them and counts what came of it.
 
 A scenario is a module in `scenarios/`; each of its `test_*` functions takes a `Lab` and passes by
 returning, fails by raising, and is skipped by raising `Skip` (through one of the `requires_*`
@@ -10,11 +10,13 @@ import contextlib
 import importlib
 import os
 import pathlib
+import queue
 import resource
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import traceback
 
@@ -22,6 +24,8 @@ TESTS = pathlib.Path(__file__).resolve().parent.parent
 CHECKOUT = TESTS.parent
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vscsi"
 
+# Tests that run at a time beside the others.
+BESIDE_JOBS = 2
 SCENARIOS = pathlib.Path(__file__).resolve().parent / "scenarios"
 
 
@@ -155,9 +159,44 @@ class Runner:
         self._make_target = make_target
         self._target_kind = target_kind
         self.counts = {"passed": 0, "failed": 0, "skipped": 0}
+        self._open = set()
+        self._lock = threading.Lock()
 
     def run(self, patterns):
-        """Runs each test whose `scenario::name` contains one of `patterns` (or all of them)."""
+        """Runs each test whose `scenario::name` contains one of `patterns` (or all of them).
+
+        Those of a scenario with `BESIDE` set spend their time asleep: they run beside the others.
+        """
+        tests = list(self._tests(patterns))
+        beside = queue.SimpleQueue()
+        for test in tests:
+            if test[2]:
+                beside.put(test)
+        threads = [threading.Thread(target=self._drain, args=(beside,), daemon=True)
+                   for _ in range(BESIDE_JOBS)]
+        try:
+            for thread in threads:
+                thread.start()
+            for name, function, is_beside in tests:
+                if not is_beside:
+                    self._run_one(name, function)
+            for thread in threads:
+                thread.join()
+        finally:
+            # Only when this was cut short is there one left.
+            for lab in list(self._open):
+                lab.close()
+
+    def _drain(self, tests):
+        while True:
+            try:
+                name, function, _ = tests.get_nowait()
+            except queue.Empty:
+                return
+            self._run_one(name, function)
+
+    @staticmethod
+    def _tests(patterns):
         for scenario in sorted(path.stem for path in SCENARIOS.glob("*.py")):
             module = importlib.import_module(f"scenarios.{scenario}")
             for function in list(vars(module).values()):
@@ -166,10 +205,11 @@ class Runner:
                     continue
                 full = f"{scenario}::{name.removeprefix('test_')}"
                 if not patterns or any(pattern in full for pattern in patterns):
-                    self._run_one(full, function)
+                    yield full, function, getattr(module, "BESIDE", False)
 
     def _run_one(self, name, function):
         lab = Lab(self._make_target, self._target_kind, name, self._report)
+        self._open.add(lab)
         started = time.monotonic()
         failed = False
         try:
@@ -186,9 +226,11 @@ class Runner:
             self._report(name, "FAIL", reason, time.monotonic() - started)
         finally:
             lab.close(keep=failed)
+            self._open.discard(lab)
 
     def _report(self, name, outcome, reason, seconds):
-        self.counts[self.MARKS[outcome]] += 1
         took = "" if seconds is None else f" ({seconds:.1f} s)"
         why = f": {reason}" if reason else ""
-        print(f"{outcome:4} {name}{took}{why}", flush=True)
+        with self._lock:
+            self.counts[self.MARKS[outcome]] += 1
+            print(f"{outcome:4} {name}{took}{why}", flush=True)

@@ -15,6 +15,8 @@ import re
 from harness import TESTS, Failed, check
 from targets import Chap, Lun
 
+# The suite sleeps for minutes.
+BESIDE = True
 SKIPS = TESTS / "libiscsi-skips.txt"
 FAILURES = TESTS / "libiscsi-failures.txt"
 SIZE = 100 << 20
