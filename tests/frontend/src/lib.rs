@@ -7,6 +7,7 @@
 //! * [`Memory`] is guest memory in memfds; a [`Window`] is a checked view of a part of it.
 //! * [`Queue`] is a virtqueue seen from the driver: [`Ring::Split`] or [`Ring::Packed`], polite
 //!   (`add`, `publish`, `take`) or hostile (`set_descriptor`, `set_available_index`).
+//! * [`Log`] is the dirty log of a migration, from [`Device::start_log`].
 //!
 //! Everything is in one thread; nothing is started in the background. A back end that does not
 //! answer gives [`Error::Timeout`] or an error of the socket after [`TIMEOUT`].
@@ -24,6 +25,7 @@
 
 mod device;
 mod link;
+mod log;
 mod memory;
 mod packed;
 mod queue;
@@ -32,6 +34,7 @@ mod split;
 
 pub use device::{Device, Event, Inflight, Response, Setup};
 pub use link::{Header, Link, Message, request};
+pub use log::{Log, covers};
 pub use memory::{Memory, Window};
 pub use packed::{PackedDescriptor, PackedRing};
 pub use queue::{Buffer, Queue, Ring, Table, Used};

@@ -156,24 +156,12 @@ impl Link {
 
     /// As [`Link::start`] at the base that [`Link::stop`] gave.
     pub fn start_at(&mut self, queue: &Queue, base: u32) -> Result<(), Error> {
-        let (size, [first, second, third]) = match &queue.ring {
-            Ring::Split(ring) => (ring.size(), ring.areas()),
-            Ring::Packed(ring) => (ring.size(), ring.areas()),
-        };
+        let size = queue.ring.size();
         self.frontend.set_vring_num(queue.index, size)?;
         // Upstream's call takes 16 bits, of the 32 that a packed ring needs.
         let body = [queue.index as u32, base].map(u32::to_ne_bytes).concat();
         self.call(request::SET_VRING_BASE, &body, &[])?;
-        let addresses = VringConfigData {
-            queue_max_size: size,
-            queue_size: size,
-            flags: 0,
-            desc_table_addr: first.user_address(),
-            avail_ring_addr: second.user_address(),
-            used_ring_addr: third.user_address(),
-            log_addr: None,
-        };
-        self.frontend.set_vring_addr(queue.index, &addresses)?;
+        self.set_addresses(queue, None)?;
         self.frontend.set_vring_err(queue.index, &queue.error)?;
         self.frontend.set_vring_call(queue.index, &queue.call)?;
         self.frontend.set_vring_kick(queue.index, &queue.kick)?;
@@ -181,6 +169,22 @@ impl Link {
             self.frontend.set_vring_enable(queue.index, true)?;
         }
         Ok(())
+    }
+
+    /// Tells where the areas of a queue are, and at which guest address what the back end writes
+    /// to it is to be logged.
+    pub fn set_addresses(&mut self, queue: &Queue, log: Option<u64>) -> Result<(), Error> {
+        let [first, second, third] = queue.ring.areas();
+        let addresses = VringConfigData {
+            queue_max_size: queue.ring.size(),
+            queue_size: queue.ring.size(),
+            flags: u32::from(log.is_some()),
+            desc_table_addr: first.user_address(),
+            avail_ring_addr: second.user_address(),
+            used_ring_addr: third.user_address(),
+            log_addr: log,
+        };
+        Ok(self.frontend.set_vring_addr(queue.index, &addresses)?)
     }
 
     /// Stops a queue and gives the base at which it may be started again.

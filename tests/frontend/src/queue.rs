@@ -61,6 +61,24 @@ pub enum Ring {
     Packed(PackedRing),
 }
 
+impl Ring {
+    /// Descriptors in the ring.
+    pub fn size(&self) -> u16 {
+        match self {
+            Self::Split(ring) => ring.size(),
+            Self::Packed(ring) => ring.size(),
+        }
+    }
+
+    /// The areas: descriptors, what the driver writes beside them, what the device writes.
+    pub fn areas(&self) -> [&Window; 3] {
+        match self {
+            Self::Split(ring) => ring.areas(),
+            Self::Packed(ring) => ring.areas(),
+        }
+    }
+}
+
 /// A virtqueue.
 #[derive(Debug)]
 pub struct Queue {
