@@ -15,7 +15,7 @@
 use super::{Extent, Op, Properties, Started, null::lend_zeroes};
 use crate::reactor::{pages::Pages, ring::Ring, sg::Segment};
 use nix::{
-    fcntl::{FallocateFlags, fallocate},
+    fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
     sys::{
         memfd::{MFdFlags, memfd_create},
         mman::{MapFlags, ProtFlags, mmap, munmap},
@@ -302,8 +302,11 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(len: u64) -> io::Result<Self> {
-        let file = memfd_create(c"vscsi-ram", MFdFlags::MFD_CLOEXEC)?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = memfd_create(c"vscsi-ram", flags)?;
         ftruncate(&file, signed(len)?)?;
+        // Whoever reaches the file through /proc cannot pull the memory from under the mapping.
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL))?;
         let most = len.saturating_add(GROWTH_MOST);
         let wishes =
             [len.saturating_mul(16).max(GROWTH_LEAST).min(most), len.saturating_mul(2), len];

@@ -156,3 +156,11 @@ fn a_large_sparse_medium_costs_only_what_is_written() {
     mem.write_at((1 << 40) - 4096, &[1; 4096]).unwrap();
     assert_eq!(resident(&mem), 4096);
 }
+
+#[test]
+fn nobody_can_take_the_memory_away_by_shrinking_the_file() {
+    let mem = Mem::new(1 << 20, 512).unwrap();
+    assert_eq!(ftruncate(&mem.memory.file, 0), Err(nix::errno::Errno::EPERM));
+    assert_eq!(mem.resize(Some(2 << 20)).unwrap(), 2 << 20);
+    mem.unmap(0, 1 << 20).unwrap();
+}
