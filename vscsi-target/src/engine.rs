@@ -7,6 +7,7 @@
 
 mod absent;
 pub mod call;
+mod deadline;
 mod finish;
 mod lane;
 pub mod manage;
@@ -37,6 +38,10 @@ pub struct Engine {
     pub ring: Ring,
     workers: Arc<Workers>,
     tasks: task::Table,
+    /// The time of the last tick.
+    seconds: u32,
+    /// How many seconds a task may take; 0 for ever.
+    io_timeout: u32,
     done: Vec<Completion>,
     /// Reused for answers and for what the ring reports.
     reply: Vec<u8>,
@@ -61,6 +66,8 @@ impl Engine {
             ring,
             workers,
             tasks: task::Table::default(),
+            seconds: 0,
+            io_timeout: 0,
             done: Vec::new(),
             reply: Vec::new(),
             lists: Vec::new(),

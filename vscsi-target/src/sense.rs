@@ -100,6 +100,10 @@ impl Sense {
     pub const UNEXPECTED_UNSOLICITED_DATA: Self = Self::new(key::ABORTED_COMMAND, 0x0C, 0x0C);
     /// NOT ENOUGH UNSOLICITED DATA (iSCSI).
     pub const NOT_ENOUGH_UNSOLICITED_DATA: Self = Self::new(key::ABORTED_COMMAND, 0x0C, 0x0D);
+    /// LOGICAL UNIT COMMUNICATION TIME-OUT: the medium did not answer in time, and the command was
+    /// taken back. Initiators try again. COMMAND TIMEOUT DURING PROCESSING would say the same, but
+    /// Linux takes it for a duration limit that the application set, and fails the command for good.
+    pub const TIMED_OUT: Self = Self::new(key::ABORTED_COMMAND, 0x08, 0x01);
     /// PROTOCOL SERVICE CRC ERROR (iSCSI).
     pub const CRC_ERROR: Self = Self::new(key::ABORTED_COMMAND, 0x47, 0x05);
 

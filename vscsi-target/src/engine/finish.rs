@@ -10,8 +10,9 @@ use crate::{
     backend::Op,
     model::{Itl, reservation::NexusId},
     opcode::{Fail, Transfer},
-    reactor::sg,
+    reactor::{ring::is_cancelled, sg},
     sbc::{self, Doing},
+    sense::Sense,
 };
 use libsrp::{Residual, Response, Status};
 use std::{
@@ -24,6 +25,9 @@ impl Engine {
     pub(super) fn end_media(&mut self, mut task: Task, result: io::Result<()>) {
         let Some(media) = task.media else { return self.end_with(task, Ok(DataIn::None)) };
         if let Err(error) = result {
+            if is_cancelled(&error) {
+                return self.end_with(task, Err(Sense::TIMED_OUT.into()));
+            }
             let fail = self.media_failed(&task.itl, media, &error);
             return self.end_with(task, Err(fail));
         }
@@ -131,6 +135,9 @@ impl Engine {
                 response.data_out = Residual::of(out, task.capacity_out);
                 response.data_in = Residual::of(0, task.capacity_in);
             }
+        }
+        if task.overdue && task.stage == Stage::Running {
+            task.itl.lu.caught_up();
         }
         if let Some(epoch) = task.epoch {
             let gate = &task.itl.lu.gate;

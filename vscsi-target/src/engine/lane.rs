@@ -8,11 +8,15 @@ use crate::{
     backend::{Op, Started},
     model::{Itl, nexus::LunTable},
     opcode::{Fail, Lane, flag},
-    reactor::{Mail, pool::PoolBuf, sg},
+    reactor::{Mail, pool::PoolBuf, ring::is_cancelled, sg},
+    sense::Sense,
 };
 use std::{
     io, mem,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 impl Engine {
@@ -21,11 +25,14 @@ impl Engine {
         // The gate knows a task until it leaves, so the key is never stale.
         let Some(task) = self.tasks.at(key) else { return };
         task.epoch = Some(epoch);
-        task.stage = Stage::Running;
-        let allowed = task.still_allowed();
+        let allowed = match task.overdue {
+            true => Err(Sense::TIMED_OUT.into()),
+            false => task.still_allowed(),
+        };
         if task.aborted.is_some() || allowed.is_err() {
             self.end(key, allowed);
         } else {
+            task.stage = Stage::Running;
             self.run_at(key);
         }
     }
@@ -99,7 +106,9 @@ impl Engine {
     /// A media operation of a task of the table ended.
     pub(super) fn moved(&mut self, key: TaskKey, result: io::Result<()>) {
         if let Some(task) = self.tasks.remove(key) {
-            if let (Err(error), Some(media)) = (&result, task.media) {
+            if let (Err(error), Some(media)) = (&result, task.media)
+                && !is_cancelled(error)
+            {
                 task.itl.lu.backend.failed(media.op, error);
             }
             self.end_media(task, result);
@@ -140,18 +149,23 @@ impl Engine {
         let cancelled = Arc::new(AtomicBool::new(false));
         task.cancelled = Some(Arc::clone(&cancelled));
         self.workers.run(Box::new(move || {
-            let (mut reply, mut abort) = (Vec::new(), Vec::new());
+            let (mut reply, mut abort, empty) = (Vec::new(), Vec::new(), LunTable::EMPTY);
             let bytes = data.as_ref().map_or(&[][..], |data| data.bytes());
-            let result = (row.handler)(&mut Call {
+            let mut call = Call {
                 model: &model,
                 itl: &itl,
-                table: table.as_deref().unwrap_or(&LunTable::EMPTY),
+                table: table.as_deref().unwrap_or(&empty),
                 cdb: &cdb,
                 data: bytes.get(..received).unwrap_or_default(),
                 reply: &mut reply,
                 abort: &mut abort,
                 cancelled: &cancelled,
-            });
+            };
+            // What persists is not worth the trouble: it does not wait for the medium.
+            let result = match cancelled.load(SeqCst) && !row.has(flag::PERSISTS) {
+                true => Err(Sense::TIMED_OUT.into()),
+                false => (row.handler)(&mut call),
+            };
             let work = Work::Called { result, reply, abort, data };
             model.postboxes.post(reactor, Mail::Worked(Box::new(Worked { task: key, work })));
         }));
@@ -178,9 +192,14 @@ impl Engine {
         let mut data = task.buffer.take().map(PoolBuf::detach);
         let itl = Arc::clone(&task.itl);
         let (model, reactor) = (Arc::clone(&self.model), self.reactor);
+        let cancelled = Arc::new(AtomicBool::new(false));
+        task.cancelled = Some(Arc::clone(&cancelled));
         self.workers.run(Box::new(move || {
             let bytes = data.as_mut().and_then(|data| data.bytes_mut().get_mut(..media.len));
-            let result = move_blocking(&itl, media, bytes.unwrap_or_default());
+            let result = match cancelled.load(SeqCst) {
+                true => Err(io::Error::from_raw_os_error(libc::ECANCELED)),
+                false => move_blocking(&itl, media, bytes.unwrap_or_default()),
+            };
             let work = Work::Moved { result, data };
             model.postboxes.post(reactor, Mail::Worked(Box::new(Worked { task: key, work })));
         }));

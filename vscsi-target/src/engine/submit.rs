@@ -323,6 +323,7 @@ impl Engine {
 
     /// Lets a task through the gate, or leaves it waiting there.
     fn admit(&mut self, mut task: Task) {
+        task.since = self.seconds;
         let gate = &task.itl.lu.gate;
         let need = match (task.attribute, task.row.lane) {
             (_, Lane::Exclusive(range)) => {
@@ -384,6 +385,8 @@ impl Engine {
             key_at_gate: None,
             raised: false,
             aborted: None,
+            since: 0,
+            overdue: false,
             cancelled: None,
             sweeps: Vec::new(),
         }

@@ -261,7 +261,11 @@ pub(super) struct Task {
     pub(super) raised: bool,
     /// A sweep aborted it: `true` when it still ends in TASK ABORTED.
     pub(super) aborted: Option<bool>,
-    /// Tells a handler on a worker that it was aborted.
+    /// When it came to the gate, in seconds of [`Engine::tick`](super::Engine::tick).
+    pub(super) since: u32,
+    /// It is past its deadline, and what has it was asked to give it back.
+    pub(super) overdue: bool,
+    /// Tells a worker that nobody wants its work any more.
     pub(super) cancelled: Option<Arc<AtomicBool>>,
     /// Sweeps that wait for it to end.
     pub(super) sweeps: Vec<Arc<Sweep>>,

@@ -18,6 +18,7 @@ use libsrp::{
 };
 
 mod atomic;
+mod deadline;
 mod races;
 mod random;
 
@@ -34,11 +35,14 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::over(Backend::Mem(Mem::new(1 << 20, BLOCK as u32).unwrap()))
+    }
+
+    fn over(backend: Backend) -> Self {
         let postboxes = Postboxes::new(1).unwrap();
         let model = Model::new(Arc::clone(&postboxes));
         let target = model.add_target("iqn.2026-11.example:t").unwrap();
         target.add_port(1, 5, "iqn.2026-11.example:t,t,0x0001".to_owned());
-        let backend = Backend::Mem(Mem::new(1 << 20, BLOCK as u32).unwrap());
         let config = LuConfig {
             identity: Identity::derive("engine tests", None),
             removable: false,

@@ -86,6 +86,8 @@ pub struct Counters {
     pub failures: AtomicU64,
     /// Errors of the backend.
     pub backend_errors: AtomicU64,
+    /// Commands that were not done within the target's deadline.
+    pub timeouts: AtomicU64,
 }
 
 /// A logical unit.
@@ -104,6 +106,7 @@ pub struct LogicalUnit {
     /// What READ BUFFER and WRITE BUFFER move.
     pub buffers: Buffers,
     erase_rate: AtomicU64,
+    overdue: AtomicU32,
     flags: AtomicU32,
     state: Mutex<LuState>,
     turn: Mutex<()>,
@@ -129,6 +132,7 @@ impl LogicalUnit {
             counters: (0..reactors).map(|_| Counters::default()).collect(),
             buffers: Buffers::default(),
             erase_rate: AtomicU64::new(0),
+            overdue: AtomicU32::new(0),
             flags: AtomicU32::new(0),
             state: Mutex::new(LuState {
                 reservations,
@@ -168,6 +172,28 @@ impl LogicalUnit {
     /// Sets [`LogicalUnit::erase_rate`].
     pub fn set_erase_rate(&self, rate: u64) {
         self.erase_rate.store(rate, Ordering::Relaxed);
+    }
+
+    /// Commands past the deadline that the backend has not given back.
+    pub fn overdue(&self) -> u32 {
+        self.overdue.load(Ordering::Relaxed)
+    }
+
+    /// A command that the backend has is past the deadline: says so once until
+    /// [`LogicalUnit::caught_up`] has been called as often.
+    pub fn fell_behind(&self, seconds: u32) {
+        if self.overdue.fetch_add(1, Ordering::Relaxed) == 0 {
+            let backend = &self.backend.properties().description;
+            tracing::warn!(lu = self.id, %backend, "the medium has not answered for {seconds} s");
+        }
+    }
+
+    /// A command that was past the deadline has ended.
+    pub fn caught_up(&self) {
+        if self.overdue.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let backend = &self.backend.properties().description;
+            tracing::info!(lu = self.id, %backend, "no command waits for the medium too long");
+        }
     }
 
     /// Conditions, of [`flag`].

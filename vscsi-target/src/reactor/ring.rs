@@ -73,6 +73,16 @@ impl Ring {
         self.queue(key, fd, Kind::Flush, 0, &[])
     }
 
+    /// Asks for an operation back, by the key it was queued under. It is reported as any other: with
+    /// ECANCELED ([`is_cancelled`]) if it did not happen or not all of it, with its own result if it
+    /// was too late. What has reached a device cannot be taken back, and is reported when the device
+    /// answers.
+    pub fn cancel(&mut self, key: u64) {
+        if let Some(live) = &mut self.live {
+            live.cancel(key);
+        }
+    }
+
     /// Hands what was queued to the kernel: once a turn.
     pub fn submit(&mut self) {
         if let Some(live) = &mut self.live {
@@ -89,7 +99,7 @@ impl Ring {
 
     /// Operations not finished yet.
     pub fn in_flight(&self) -> usize {
-        self.live.as_ref().map_or(0, |live| live.flying + live.backlog.len())
+        self.live.as_ref().map_or(0, |live| live.flying + live.backlog.len() + live.returned.len())
     }
 
     /// Operations that the kernel did not take at the last [`Ring::submit`], for want of memory: then
@@ -114,6 +124,11 @@ impl Ring {
     }
 }
 
+/// Whether this is how an operation ends that was taken back.
+pub fn is_cancelled(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECANCELED)
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Read,
@@ -132,6 +147,10 @@ struct Slot {
     memory: Vec<Segment>,
     first: usize,
     retries: u8,
+    /// In use, so that the key counts.
+    live: bool,
+    /// It was asked back: nothing of it is started any more.
+    cancelled: bool,
 }
 
 struct Live {
@@ -140,10 +159,16 @@ struct Live {
     free: Vec<u32>,
     /// Slots that wait for room.
     backlog: VecDeque<u32>,
+    /// Slots to ask the kernel back for.
+    cancels: Vec<u32>,
+    /// Slots taken back before the kernel had them.
+    returned: Vec<u32>,
     /// Operations in the queues shared with the kernel, at most what the completion queue holds: so
     /// it never overflows.
     flying: usize,
     most: usize,
+    /// Cancellations in the queues, at most [`MOST_CANCELS`].
+    cancelling: usize,
     stuck: bool,
 }
 
@@ -172,14 +197,17 @@ impl Live {
         if !needed.iter().all(|code| probe.is_supported(*code)) {
             return Err(Errno::ENOSYS.into());
         }
-        let most = uring.params().cq_entries() as usize;
+        let most = (uring.params().cq_entries() as usize).saturating_sub(MOST_CANCELS).max(1);
         Ok(Self {
             uring,
             slots: Vec::new(),
             free: Vec::new(),
             backlog: VecDeque::new(),
+            cancels: Vec::new(),
+            returned: Vec::new(),
             flying: 0,
             most,
+            cancelling: 0,
             stuck: false,
         })
     }
@@ -192,10 +220,26 @@ impl Live {
         if let Some(slot) = self.slots.get_mut(index as usize) {
             (slot.key, slot.fd, slot.kind, slot.offset) = (key, fd, kind, offset);
             (slot.first, slot.retries) = (0, 0);
+            (slot.live, slot.cancelled) = (true, false);
             slot.memory.clear();
             slot.memory.extend(memory.iter().filter(|segment| segment.len > 0));
         }
         self.backlog.push_back(index);
+    }
+
+    fn cancel(&mut self, key: u64) {
+        for (index, slot) in (0..).zip(&mut self.slots) {
+            if slot.live && slot.key == key && !slot.cancelled {
+                slot.cancelled = true;
+                match self.backlog.iter().position(|&waiting| waiting == index) {
+                    Some(at) => {
+                        self.backlog.remove(at);
+                        self.returned.push(index);
+                    }
+                    None => self.cancels.push(index),
+                }
+            }
+        }
     }
 
     fn submit(&mut self) {
@@ -224,6 +268,20 @@ impl Live {
     /// Moves the backlog to the submission queue, as far as there is room in both queues.
     fn fill(&mut self) {
         let mut queue = self.uring.submission();
+        while self.cancelling < MOST_CANCELS && !queue.is_full() {
+            let Some(index) = self.cancels.pop() else { break };
+            // Finished meanwhile, perhaps in use again: that operation is not in the kernel yet.
+            if !self.slots.get(index as usize).is_some_and(|slot| slot.cancelled) {
+                continue;
+            }
+            let entry = opcode::AsyncCancel::new(index.into()).build().user_data(CANCEL);
+            // SAFETY: the entry refers to no memory.
+            if unsafe { queue.push(&entry) }.is_err() {
+                self.cancels.push(index);
+                break;
+            }
+            self.cancelling += 1;
+        }
         while self.flying < self.most && !queue.is_full() {
             let Some(index) = self.backlog.pop_front() else { break };
             let Some(slot) = self.slots.get(index as usize) else { continue };
@@ -240,7 +298,14 @@ impl Live {
     }
 
     fn reap(&mut self, mut done: impl FnMut(u64, io::Result<()>)) {
-        while self.flying > 0 {
+        for index in self.returned.drain(..) {
+            if let Some(slot) = self.slots.get_mut(index as usize) {
+                (slot.live, slot.cancelled) = (false, false);
+                self.free.push(index);
+                done(slot.key, Err(Errno::ECANCELED.into()));
+            }
+        }
+        while self.flying + self.cancelling > 0 {
             if self.uring.submission().taskrun() {
                 // Any system call lets the kernel deliver; errors show at the next submission.
                 let _ = self.uring.submitter().submit();
@@ -249,6 +314,11 @@ impl Live {
             for entry in self.uring.completion() {
                 any = true;
                 let index = entry.user_data();
+                if index == CANCEL {
+                    // What became of it shows at the operation.
+                    self.cancelling = self.cancelling.saturating_sub(1);
+                    continue;
+                }
                 self.flying = self.flying.saturating_sub(1);
                 let Some(slot) = usize::try_from(index).ok().and_then(|i| self.slots.get_mut(i))
                 else {
@@ -256,13 +326,14 @@ impl Live {
                 };
                 match slot.progress(entry.result()) {
                     Some(result) => {
+                        (slot.live, slot.cancelled) = (false, false);
                         self.free.push(index as u32);
                         done(slot.key, result);
                     }
                     None => self.backlog.push_back(index as u32),
                 }
             }
-            if !self.backlog.is_empty() && any {
+            if any && !(self.backlog.is_empty() && self.cancels.is_empty()) {
                 self.submit();
             }
             if !any {
@@ -275,6 +346,7 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         self.backlog.clear();
+        self.flying += self.cancelling;
         if self.flying > 0 {
             // Spares waiting for what has not started. Kernels before 6.0 do not know it.
             let all = types::CancelBuilder::any();
@@ -314,6 +386,8 @@ impl Slot {
         memory: Vec::new(),
         first: 0,
         retries: 0,
+        live: false,
+        cancelled: false,
     };
 
     fn entry(&self) -> squeue::Entry {
@@ -356,7 +430,10 @@ impl Slot {
                     Kind::Read => io::ErrorKind::UnexpectedEof,
                     _ => io::ErrorKind::WriteZero,
                 };
-                return stopped.then(|| Err(kind.into()));
+                return match self.cancelled {
+                    true => Some(Err(Errno::ECANCELED.into())),
+                    false => stopped.then(|| Err(kind.into())),
+                };
             }
             moved -= segment.len;
             self.first += 1;
@@ -366,6 +443,7 @@ impl Slot {
 
     fn refused(&mut self, errno: Errno) -> Option<io::Result<()>> {
         match errno {
+            Errno::EINTR | Errno::EAGAIN if self.cancelled => Some(Err(Errno::ECANCELED.into())),
             Errno::EINTR | Errno::EAGAIN if self.retries < MOST_RETRIES => {
                 self.retries += 1;
                 None
@@ -392,6 +470,10 @@ fn rw_flags(dsync: bool) -> i32 {
 const MOST_SEGMENTS: usize = 1024;
 /// Below what Linux moves at most at a time, and whole pages.
 const MOST_BYTES: usize = 1 << 30;
+/// Room in the completion queue that is kept for cancellations.
+const MOST_CANCELS: usize = 4;
+/// User data of a cancellation; no slot has this number.
+const CANCEL: u64 = u64::MAX;
 /// Refusals in a row before an operation fails.
 const MOST_RETRIES: u8 = 100;
 const OFF_SWITCH: &str = "VSCSI_NO_IO_URING";

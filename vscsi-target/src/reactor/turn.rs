@@ -129,6 +129,8 @@ pub struct Reactor<E: Endpoint> {
     timers: Timers,
     scratch: Vec<u8>,
     now: u64,
+    /// When the engine is told the time again.
+    next_tick: u64,
     slots: Vec<Slot<E>>,
     free: Vec<u32>,
     /// Endpoints called since their last flush.
@@ -176,6 +178,7 @@ impl<E: Endpoint> Reactor<E> {
             timers: Timers::default(),
             scratch: Vec::new(),
             now: 0,
+            next_tick: 0,
             slots: Vec::new(),
             free: Vec::new(),
             touched: Vec::new(),
@@ -217,6 +220,10 @@ impl<E: Endpoint> Reactor<E> {
                 since_poll = 0;
             }
             since_poll += 1;
+            if self.now >= self.next_tick {
+                self.next_tick = self.now.saturating_add(TICK);
+                self.engine.tick(u32::try_from(self.now / TICK).unwrap_or(u32::MAX));
+            }
 
             worked |= self.post(stopping);
             worked |= self.dispatch();
@@ -260,6 +267,9 @@ impl<E: Endpoint> Reactor<E> {
             }
             None => -1,
         };
+        if self.engine.has_deadlines() && !(0..=TICK_MILLIS).contains(&limit) {
+            limit = TICK_MILLIS;
+        }
         if self.engine.ring.is_stuck() {
             limit = 1;
         }
@@ -547,6 +557,10 @@ const MOST_EXPIRED: usize = 64;
 const MOST_MISSES: u16 = 256;
 /// Sleep in milliseconds after which idle buffers go back to the system.
 const TRIM_AFTER: i32 = 1000;
+/// How often the engine looks for what is past its deadline: each second, in nanoseconds.
+const TICK: u64 = 1_000_000_000;
+/// The same in milliseconds.
+const TICK_MILLIS: i32 = 1000;
 const NANOS_PER_MILLI: u64 = 1_000_000;
 
 #[cfg(test)]

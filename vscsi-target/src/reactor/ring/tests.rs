@@ -3,7 +3,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::Write,
-    os::unix::fs::FileExt,
+    os::{fd::OwnedFd, unix::fs::FileExt},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -190,4 +190,85 @@ fn dropping_the_ring_waits_for_what_is_in_flight() {
         file.read_at(&mut back, i << 20).unwrap();
         assert!(back == [3; 512] || back == [0; 512], "at {i} MiB");
     }
+}
+
+/// A pipe into which nothing is written: reads of the first end wait.
+fn pipe() -> (OwnedFd, OwnedFd) {
+    nix::unistd::pipe().unwrap()
+}
+
+fn ended(ring: &mut Ring) -> BTreeMap<u64, io::Result<()>> {
+    let mut results = BTreeMap::new();
+    ring.reap(|key, result| assert!(results.insert(key, result).is_none(), "{key} twice"));
+    results
+}
+
+#[test]
+fn operation_that_waits_in_the_kernel_is_taken_back() {
+    let Some(mut ring) = ring(8) else { return };
+    let (reader, _writer) = pipe();
+    let (mut a, mut b) = ([0; 8], [0; 8]);
+    ring.read(1, reader.as_raw_fd(), 0, &[Segment::of(&mut a)]);
+    ring.read(2, reader.as_raw_fd(), 0, &[Segment::of(&mut b)]);
+    ring.submit();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert!(ended(&mut ring).is_empty());
+    ring.cancel(1);
+    ring.submit();
+    let mut results = BTreeMap::new();
+    while results.is_empty() {
+        results = ended(&mut ring);
+    }
+    assert!(results.len() == 1 && is_cancelled(results[&1].as_ref().unwrap_err()));
+    assert_eq!(ring.in_flight(), 1);
+}
+
+#[test]
+fn operation_the_kernel_does_not_have_yet_is_taken_back_at_once() {
+    let Some(mut ring) = ring(8) else { return };
+    let (reader, _writer) = pipe();
+    let file = file(&[7; 8]);
+    let mut blocked = vec![[0; 8]; 64];
+    for (key, buffer) in (0..).zip(&mut blocked) {
+        ring.read(key, reader.as_raw_fd(), 0, &[Segment::of(buffer)]);
+    }
+    let mut buffer = [0; 8];
+    ring.read(100, file.as_raw_fd(), 0, &[Segment::of(&mut buffer)]);
+    ring.submit();
+    assert!(ended(&mut ring).is_empty(), "there was room for all");
+    ring.cancel(100);
+    let results = ended(&mut ring);
+    assert!(results.len() == 1 && is_cancelled(results[&100].as_ref().unwrap_err()));
+    assert_eq!((ring.in_flight(), buffer), (64, [0; 8]));
+    // All of them, more than there is room for cancellations at a time.
+    (0..64).for_each(|key| ring.cancel(key));
+    let results = finish(&mut ring);
+    assert_eq!(results.len(), 64);
+    assert!(results.values().all(|result| is_cancelled(result.as_ref().unwrap_err())));
+}
+
+#[test]
+fn cancellation_that_comes_too_late_changes_nothing_and_hits_no_successor() {
+    let Some(mut ring) = ring(8) else { return };
+    let file = file(&[7; 8]);
+    let (mut a, mut b) = ([0; 8], [0; 8]);
+    ring.read(1, file.as_raw_fd(), 0, &[Segment::of(&mut a)]);
+    ring.submit();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    ring.cancel(1);
+    assert!(ended(&mut ring)[&1].is_ok());
+    // The slot is used again before the cancellation of its former use reaches the kernel.
+    ring.read(2, file.as_raw_fd(), 0, &[Segment::of(&mut b)]);
+    assert!(finish(&mut ring)[&2].is_ok());
+    assert_eq!((a, b), ([7; 8], [7; 8]));
+}
+
+#[test]
+fn operation_taken_back_is_not_continued() {
+    let mut memory = [0u8; 100];
+    let list = vec![Segment::of(&mut memory)];
+    let mut slot = Slot { kind: Kind::Read, memory: list, cancelled: true, ..Slot::EMPTY };
+    assert!(is_cancelled(&slot.progress(50).unwrap().unwrap_err()));
+    assert!(is_cancelled(&slot.progress(-libc::EINTR).unwrap().unwrap_err()));
+    assert!(slot.progress(50).unwrap().is_ok());
 }

@@ -3,9 +3,10 @@
 use super::*;
 use crate::{
     backend::{Backend, Null},
-    engine::{Memory, Owner, Submitted},
+    engine::{Memory, Owner, Submitted, TaskKey},
     model::{
         Identity, LogicalUnit, LuConfig, Model, Nexus, NexusView, Target,
+        gate::Need,
         reservation::{NexusId, Reservations, TransportId},
     },
     reactor::{Postboxes, pool::Pool, ring::Ring, workers::Workers},
@@ -191,7 +192,8 @@ impl Rig {
             let (inbox, stop, model) = (inbox.clone(), stop.clone(), model.clone());
             move || {
                 let workers = Arc::new(Workers::new(1));
-                let engine = Engine::new(model, 0, Pool::new(1 << 20), Ring::new(8), workers);
+                let mut engine = Engine::new(model, 0, Pool::new(1 << 20), Ring::new(8), workers);
+                engine.set_io_timeout(1);
                 Reactor::new(engine, inbox).unwrap().run(&stop);
             }
         });
@@ -414,4 +416,19 @@ fn idle_reactor_gives_its_buffers_back_after_a_while() {
     thread::sleep(Duration::from_millis(TRIM_AFTER as u64 + 300));
     rig.inbox.note(peer.id, Note::Cached);
     assert_eq!(peer.next(), Log::Cached(0));
+}
+
+#[test]
+fn sleeping_reactor_ends_a_task_that_is_past_its_deadline() {
+    let rig = Rig::new();
+    let target = null_target(&rig);
+    let lu = Arc::clone(&target.luns()[0].1);
+    let peer = rig.peer(Some(target));
+    let held = TaskKey(u64::MAX);
+    let epoch = lu.gate.enter_or_wait(0, held, Need::All).unwrap();
+    let start = Instant::now();
+    rig.inbox.note(peer.id, Note::Command { then_close: false });
+    assert_eq!(peer.next(), Log::Completed(Status::CHECK_CONDITION));
+    assert!((Duration::from_secs(1)..LONG).contains(&start.elapsed()));
+    lu.gate.lower(0, held, epoch);
 }
