@@ -31,6 +31,8 @@ pub struct Config {
     pub vhost_user: Vec<Controller>,
     /// How discovery sessions authenticate.
     pub discovery_chap: Option<ChapConfig>,
+    /// Seconds that a backend may take for a command; 0 for ever.
+    pub io_timeout: u32,
     /// What iSCSI sessions may have.
     pub iscsi: IscsiConfig,
     /// The targets.
@@ -153,6 +155,9 @@ impl Default for IscsiConfig {
 
 /// The name of the target that the command line makes.
 pub const DEFAULT_TARGET: &str = "iqn.2026-11.org.vscsi:disk";
+
+/// What [`Config::io_timeout`] is unless it is given.
+pub const IO_TIMEOUT: u32 = 60;
 
 /// The port that IANA gave to iSCSI.
 pub const ISCSI_PORT: u16 = 3260;

@@ -169,7 +169,7 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     let socket = control_socket(&config.control)?;
 
     let stop = Arc::new(AtomicBool::new(false));
-    let threads = process::start_reactors(&shared.model, &inboxes, &stop)?;
+    let threads = process::start_reactors(&shared.model, &inboxes, config.io_timeout, &stop)?;
     let portals: Vec<_> =
         bound.iter().map(|bound| (bound.portal.address, bound.portal.tag)).collect();
     for (bound, inbox) in bound.into_iter().zip(inboxes.iter().cycle()) {

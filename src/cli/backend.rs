@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config::{
-        Allow, Config, IscsiConfig, Place, TargetConfig,
+        Allow, Config, IO_TIMEOUT, IscsiConfig, Place, TargetConfig,
         vhost_user::{self, Controller, ControllerName, DEFAULT_QUEUES, Door, SocketPlace},
     },
     report::{Exit, Report},
@@ -51,6 +51,10 @@ pub struct BackendArgs {
     /// Threads that serve [default: one a core, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub reactors: Option<u16>,
+    /// Seconds that a disk may take for a command, 0 for ever
+    #[arg(long, value_name = "SECONDS", default_value_t = IO_TIMEOUT,
+        value_parser = clap::value_parser!(u32).range(..=86_400))]
+    pub io_timeout: u32,
     /// Keep reservations and mode pages here, or "none" [default: /var/lib/vscsi, or
     /// $XDG_STATE_HOME/vscsi]
     #[arg(long, value_name = "DIR")]
@@ -102,6 +106,7 @@ impl BackendArgs {
             portal_groups: Vec::new(),
             vhost_user: vec![controller],
             discovery_chap: None,
+            io_timeout: self.io_timeout,
             iscsi: IscsiConfig::default(),
             targets: vec![target],
         };

@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     config::{
-        Allow, ChapConfig, Config, DEFAULT_TARGET, IscsiConfig, Place, PortalGroup, TargetConfig,
+        Allow, ChapConfig, Config, DEFAULT_TARGET, IO_TIMEOUT, IscsiConfig, Place, PortalGroup,
+        TargetConfig,
         file::{self, ConfigError, PortalError},
         vhost_user::{
             self, Controller, ControllerError, ControllerName, DEFAULT_QUEUES, Door, Socket,
@@ -67,6 +68,9 @@ pub struct ServeArgs {
     /// Threads that serve [default: one a core, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub reactors: Option<u16>,
+    /// Seconds that a disk may take for a command, 0 for ever [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=86_400))]
+    pub io_timeout: Option<u32>,
     /// Keep reservations and mode pages here, or "none" [default: /var/lib/vscsi, or
     /// $XDG_STATE_HOME/vscsi]
     #[arg(long, value_name = "DIR")]
@@ -172,6 +176,7 @@ impl ServeArgs {
             config.state_dir = or_none(directory);
         }
         config.reactors = self.reactors.or(config.reactors);
+        config.io_timeout = self.io_timeout.unwrap_or(config.io_timeout);
         Ok(plan)
     }
 
@@ -235,6 +240,7 @@ impl ServeArgs {
             portal_groups: groups,
             vhost_user,
             discovery_chap: self.discovery_chap_file.as_ref().map(chap),
+            io_timeout: IO_TIMEOUT,
             iscsi: IscsiConfig::default(),
             targets: vec![target],
         };
@@ -377,9 +383,9 @@ mod tests {
 
     #[test]
     fn common_options_reach_the_plan() {
-        let plan = plan("--control none --state-dir /s --reactors 3").unwrap();
+        let plan = plan("--control none --state-dir /s --reactors 3 --io-timeout 0").unwrap();
         assert_eq!(plan.config.control, Place::Nowhere);
         assert_eq!(plan.config.state_dir, Place::At("/s".into()));
-        assert_eq!(plan.config.reactors, Some(3));
+        assert_eq!((plan.config.reactors, plan.config.io_timeout), (Some(3), 0));
     }
 }

@@ -19,7 +19,8 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::{
-    Allow, ChapConfig, Config, ISCSI_PORT, IscsiConfig, Place, PortalGroup, Redirect, TargetConfig,
+    Allow, ChapConfig, Config, IO_TIMEOUT, ISCSI_PORT, IscsiConfig, Place, PortalGroup, Redirect,
+    TargetConfig,
     locate::{line_of, path_at},
 };
 use crate::{
@@ -172,6 +173,7 @@ struct RawConfig {
     #[serde(default)]
     vhost_user: Vec<RawController>,
     discovery: Option<RawDiscovery>,
+    io_timeout: Option<Whole<0, 86_400>>,
     iscsi: Option<RawIscsi>,
     targets: Vec<RawTarget>,
 }
@@ -343,6 +345,7 @@ impl RawConfig {
             portal_groups,
             vhost_user: vhost_user::join(fronts, &targets)?,
             discovery_chap: discovery_chap.map(|chap| chap.check("discovery.chap")).transpose()?,
+            io_timeout: self.io_timeout.map_or(IO_TIMEOUT, |seconds| seconds.0 as u32),
             iscsi: self.iscsi.map_or_else(|| Ok(IscsiConfig::default()), RawIscsi::check)?,
             targets,
         })

@@ -191,6 +191,8 @@ pub struct LunStats {
     pub failures: u64,
     /// Errors of the backend.
     pub backend_errors: u64,
+    /// Commands that were not done within the deadline.
+    pub timeouts: u64,
 }
 
 /// Counters of a reactor.

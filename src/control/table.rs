@@ -61,8 +61,9 @@ pub fn stats(stats: &Stats) -> String {
         stats.pid,
         duration(stats.uptime_seconds)
     );
-    let mut rows =
-        vec![row(["TARGET", "LUN", "READS", "READ", "WRITES", "WRITTEN", "FAILURES", "ERRORS"])];
+    let mut rows = vec![row([
+        "TARGET", "LUN", "READS", "READ", "WRITES", "WRITTEN", "FAILURES", "ERRORS", "LATE",
+    ])];
     rows.extend(stats.luns.iter().map(|lun| {
         row([
             lun.target.as_str(),
@@ -73,6 +74,7 @@ pub fn stats(stats: &Stats) -> String {
             &size::show(lun.write_bytes),
             &lun.failures.to_string(),
             &lun.backend_errors.to_string(),
+            &lun.timeouts.to_string(),
         ])
     }));
     text += &align(&rows);

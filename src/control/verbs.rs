@@ -225,6 +225,7 @@ fn stats(daemon: &Daemon) -> Stats {
             write_bytes: sum(|c| c.write_bytes.load(Relaxed)),
             failures: sum(|c| c.failures.load(Relaxed)),
             backend_errors: sum(|c| c.backend_errors.load(Relaxed)),
+            timeouts: sum(|c| c.timeouts.load(Relaxed)),
         }
     });
     let reactors = (0u16..).zip(&daemon.threads).map(|(reactor, thread)| {

@@ -99,10 +99,11 @@ impl ReactorThread {
     }
 }
 
-/// Starts one thread an inbox. All run until `stop` and until their endpoints are gone.
+/// Starts one thread an inbox, with this deadline for commands in seconds. All run until `stop` and until their endpoints are gone.
 pub fn start_reactors(
     model: &Arc<Model>,
     inboxes: &[Arc<Inbox<AnyEndpoint>>],
+    io_timeout: u32,
     stop: &Arc<AtomicBool>,
 ) -> Result<Vec<(JoinHandle<()>, ReactorThread)>, StartError> {
     let workers = Arc::new(Workers::new(WORKERS));
@@ -117,7 +118,8 @@ pub fn start_reactors(
             if number == 0 && !ring.is_enabled() {
                 tracing::warn!("io_uring is not available; files are served by worker threads");
             }
-            let engine = Engine::new(model, number, pool, ring, workers);
+            let mut engine = Engine::new(model, number, pool, ring, workers);
+            engine.set_io_timeout(io_timeout);
             match Reactor::new(engine, inbox) {
                 Ok(reactor) => {
                     let _ = ready.send(Ok(gettid().as_raw()));
