@@ -176,6 +176,7 @@ impl Exporter {
         let postboxes = Arc::clone(&self.model.postboxes);
         let lu = LogicalUnit::new(config, backend, reservations, modes, postboxes);
         lu.set_erase_rate(disk.erase_rate.unwrap_or(0));
+        lu.keep().map_err(StateError::from)?;
         target.map(number, Arc::clone(&lu), disk.visible_to.clone())?;
         Ok((number, lu))
     }

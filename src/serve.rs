@@ -192,6 +192,7 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     tracing::info!("stopping; a second signal ends the process at once");
     signals.exit_on_next();
     shared.stop(GRACE);
+    freeze(&daemon);
     stop.store(true, Ordering::Release);
     for reactor in 0..count {
         postboxes.wake(reactor);
@@ -202,6 +203,18 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     }
     drop(socket);
     flush(&daemon)
+}
+
+/// Keeps the live state of all logical units as it is now: what ends from here on ends with the
+/// process, and comes back with it.
+fn freeze(daemon: &Daemon) {
+    for target in daemon.exporter.model.targets() {
+        for (number, lu) in target.luns() {
+            if let Err(error) = lu.freeze() {
+                tracing::error!(target = %target.name, lun = number, %error, "state is not kept");
+            }
+        }
+    }
 }
 
 /// Everything acknowledged to the medium.

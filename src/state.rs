@@ -1,5 +1,6 @@
-//! What survives a restart: reservations with APTPL and saved mode parameters, one file each a
-//! logical unit, named after its identity, in a directory that only this user can enter.
+//! What survives the process: reservations with APTPL and saved mode parameters, which survive a
+//! power loss too, and the live state, which survives until then. One file each a logical unit, named
+//! after its identity, in a directory that only this user can enter.
 
 use std::{
     env, fs, io,
@@ -12,6 +13,7 @@ use vscsi_target::{
     backend::Backend,
     model::{
         LuConfig,
+        live::LiveError,
         reservation::{Capabilities, Reservations, persist::StoreError},
     },
     spc::{
@@ -45,6 +47,9 @@ pub enum StateError {
     /// Saved mode parameters.
     #[error(transparent)]
     Modes(#[from] SaveError),
+    /// What a process of this boot kept.
+    #[error(transparent)]
+    Live(#[from] LiveError),
 }
 
 impl From<StateError> for Report {
@@ -58,10 +63,9 @@ impl From<StateError> for Report {
             StateError::Create { .. } => Self::new(Exit::CannotCreate, "state-dir", what)
                 .fix("--state-dir DIR, or --state-dir none to keep nothing"),
             StateError::Reservations(StoreError::Io { .. })
-            | StateError::Modes(SaveError::Io { .. }) => {
-                Self::new(Exit::Io, "state", what).why(why)
-            }
-            StateError::Reservations(_) | StateError::Modes(_) => {
+            | StateError::Modes(SaveError::Io { .. })
+            | StateError::Live(LiveError::Io { .. }) => Self::new(Exit::Io, "state", what).why(why),
+            StateError::Reservations(_) | StateError::Modes(_) | StateError::Live(_) => {
                 Self::new(Exit::Config, "state-damaged", what).why(why).fix(
                     "restore the file from a backup, or move it away to start with no reservations \
                      and default mode pages",

@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod gate;
 pub mod identity;
+pub mod live;
 pub mod lu;
 pub mod nexus;
 pub mod reservation;

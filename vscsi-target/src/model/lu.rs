@@ -1,7 +1,9 @@
 //! A logical unit: a backend with an identity, state that all its I_T nexuses share, and a gate
 //! that orders tasks.
 
-use super::{Attention, Identity, Itl, attention::Attentions, gate::Gate, snapshot::Waiting};
+use super::{
+    Attention, Identity, Itl, attention::Attentions, gate::Gate, live::Live, snapshot::Waiting,
+};
 use crate::{
     backend::Backend,
     model::reservation::{NexusId, Reservations},
@@ -12,7 +14,7 @@ use crate::{
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -110,6 +112,7 @@ pub struct LogicalUnit {
     flags: AtomicU32,
     state: Mutex<LuState>,
     turn: Mutex<()>,
+    pub(super) live: OnceLock<Live>,
     itls: Mutex<Vec<Weak<Itl>>>,
 }
 
@@ -147,6 +150,7 @@ impl LogicalUnit {
                 waiting: Vec::new(),
             }),
             turn: Mutex::new(()),
+            live: OnceLock::new(),
             itls: Mutex::new(Vec::new()),
         };
         lu.update(|_| ());
@@ -244,6 +248,8 @@ impl LogicalUnit {
         for itl in self.itls() {
             itl.set_reservation_bits(state.reservations.denied(&itl.nexus.identity));
         }
+        drop(state);
+        self.changed();
         result
     }
 

@@ -320,11 +320,17 @@ impl Itl {
 
     fn with_pending<R>(&self, with: impl FnOnce(&mut Attentions) -> R) -> R {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_empty = pending.is_empty();
         let result = with(&mut pending);
-        if pending.is_empty() {
+        let is_empty = pending.is_empty();
+        if is_empty {
             self.attention.fetch_and(!bit::UNIT_ATTENTION, Ordering::AcqRel);
         } else {
             self.attention.fetch_or(bit::UNIT_ATTENTION, Ordering::AcqRel);
+        }
+        drop(pending);
+        if !(was_empty && is_empty) {
+            self.lu.changed();
         }
         result
     }

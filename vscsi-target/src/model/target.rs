@@ -144,6 +144,7 @@ impl Target {
             return Err(ModelError::NoLun { target: self.name.clone(), number });
         };
         mapped.lu.set_flags(flag::GONE);
+        mapped.lu.forget();
         self.remap();
         Ok(mapped.lu)
     }

@@ -8,27 +8,50 @@
 
 use crate::{
     engine::Call,
-    model::{LuConfig, lu::LuState, reservation::persist::Store},
+    model::{
+        LuConfig,
+        reservation::{
+            Reservations,
+            persist::{Store, StoreError},
+        },
+    },
     opcode::Fail,
     sense::Sense,
 };
+use std::error::Error;
 
 /// RESERVE(6) and RESERVE(10).
 pub fn reserve(call: &mut Call<'_>) -> Result<(), Fail> {
-    legacy(call, |state, call| state.reservations.reserve(&call.itl.nexus.identity, call.cdb))
+    legacy(call, |next, call| next.reserve(&call.itl.nexus.identity, call.cdb))
 }
 
 /// RELEASE(6) and RELEASE(10).
 pub fn release(call: &mut Call<'_>) -> Result<(), Fail> {
-    legacy(call, |state, call| state.reservations.release(&call.itl.nexus.identity, call.cdb))
+    legacy(call, |next, call| next.release(&call.itl.nexus.identity, call.cdb))
 }
 
 fn legacy(
     call: &Call<'_>,
-    change: impl FnOnce(&mut LuState, &Call<'_>) -> Result<bool, Fail>,
+    change: impl FnOnce(&mut Reservations, &Call<'_>) -> Result<bool, Fail>,
 ) -> Result<(), Fail> {
-    let _turn = call.lu().take_turn();
-    call.lu().update(|state| change(state, call)).map(|_| ())
+    let lu = call.lu();
+    let _turn = lu.take_turn();
+    let mut next = lu.state().reservations.clone();
+    if !change(&mut next, call)? {
+        return Ok(());
+    }
+    lu.store_then(
+        |live| live.set_reservations(next.clone()),
+        || lu.update(|state| state.reservations = next.clone()),
+    )
+    .map_err(not_stored)?;
+    Ok(())
+}
+
+/// What cannot be stored is not done.
+fn not_stored(error: impl Error) -> Sense {
+    tracing::error!(%error, "reservations cannot be stored");
+    Sense::INTERNAL_FAILURE
 }
 
 /// PERSISTENT RESERVE IN, every service action.
@@ -50,28 +73,35 @@ pub fn persistent_out(call: &mut Call<'_>) -> Result<(), Fail> {
     let turn = lu.take_turn();
     let before = lu.state().reservations.clone();
     let (after, effects) = before.prepare_out(&nexus.identity, call.cdb, call.data, &ports)?;
-    if let Some(store) = store(&lu.config) {
-        store.apply(effects.persist, &after).map_err(|error| {
-            tracing::error!(%error, "reservations cannot be stored");
-            Sense::INTERNAL_FAILURE
-        })?;
-    }
     let itls = lu.itls();
     let aborted: Vec<u64> = itls
         .iter()
         .filter(|itl| effects.abort.contains(&itl.nexus.identity))
         .map(|itl| itl.nexus.id)
         .collect();
-    lu.update(|state| {
-        state.reservations = after;
-        state.preventers.retain(|id| !aborted.contains(id));
-        state.aca = state.aca.filter(|id| !aborted.contains(id));
-        for waiting in &mut state.waiting {
-            if effects.abort.contains(&waiting.nexus) {
-                (waiting.prevents, waiting.aca) = (false, false);
-            }
+    let swap_in = || {
+        if let Some(store) = store(&lu.config) {
+            store.apply(effects.persist, &after)?;
         }
-    });
+        lu.update(|state| {
+            state.reservations = after.clone();
+            state.preventers.retain(|id| !aborted.contains(id));
+            state.aca = state.aca.filter(|id| !aborted.contains(id));
+            for waiting in &mut state.waiting {
+                if effects.abort.contains(&waiting.nexus) {
+                    (waiting.prevents, waiting.aca) = (false, false);
+                }
+            }
+        });
+        Ok::<_, StoreError>(())
+    };
+    lu.store_then(|live| live.set_reservations(after.clone()), swap_in)
+        .map_err(not_stored)?
+        .map_err(|error| {
+            // The live state says already what does not come true.
+            lu.update(|_| ());
+            not_stored(error)
+        })?;
     for (told, attention) in &effects.attentions {
         lu.establish_for(told, *attention);
     }

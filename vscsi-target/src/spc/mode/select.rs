@@ -10,6 +10,7 @@ use crate::{
     opcode::Fail,
     sense::{Sense, Specific},
 };
+use std::error::Error;
 
 /// MODE SELECT(6).
 pub fn mode_select_6(call: &mut Call<'_>) -> Result<(), Fail> {
@@ -65,15 +66,21 @@ fn select(
         lu.backend.flush().map_err(|_| Sense::WRITE_ERROR)?;
     }
     let save = call.bit(1, SP);
-    if let Some(path) = file(&lu.config).filter(|_| save) {
-        super::save(&path, wanted).map_err(|_| Sense::INTERNAL_FAILURE)?;
-    }
-    lu.update(|state| {
-        state.modes.current = wanted;
-        if save {
-            state.modes.saved = Some(wanted);
+    let saved = if save { Some(wanted) } else { modes.saved };
+    let swap_in = || {
+        if let Some(path) = file(&lu.config).filter(|_| save) {
+            super::save(&path, wanted)?;
         }
-    });
+        lu.update(|state| (state.modes.current, state.modes.saved) = (wanted, saved));
+        Ok::<_, super::SaveError>(())
+    };
+    let stored = lu.store_then(|live| live.set_modes(wanted, saved), swap_in);
+    if let Err(error) = stored.map_err(Box::<dyn Error>::from).and_then(|done| Ok(done?)) {
+        tracing::error!(error, "mode parameters cannot be stored");
+        // The live state may say already what does not come true.
+        lu.update(|_| ());
+        return Err(Sense::INTERNAL_FAILURE.into());
+    }
     if wanted != modes.current || save {
         lu.establish(Attention::MODE_PARAMETERS_CHANGED, Some(call.itl.nexus.id));
     }
