@@ -6,13 +6,15 @@
 //! disk is a file in /dev/shm, ours is RAM. Options after `--`:
 //! `--quick` one short round; `--seconds N`, `--rounds N`, `--ram MIB`; `--program PATH` another
 //! `vscsi`; `--peer-only` none of ours; `--peer-socket PATH` a back end that runs already (SPDK's, say), whose disk is
-//! overwritten; other words: only cases that contain them all.
+//! overwritten; `--rings` only what the rings cost in this process; other words: only cases that
+//! contain them all.
 
 #![allow(missing_docs, missing_debug_implementations)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A benchmark may just stop.
 
 mod backend;
 mod driver;
+mod rings;
 
 use backend::{Backend, Image, Kind, find_device, pin};
 use driver::{Case, Disk, alone, prepare, run};
@@ -82,7 +84,7 @@ fn words() -> Vec<String> {
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--quick" | "--peer-only" | "--bench" => {}
+            "--quick" | "--peer-only" | "--rings" | "--bench" => {}
             option if option.starts_with("--") => drop(arguments.next()),
             _ => words.push(argument),
         }
@@ -101,9 +103,13 @@ fn main() {
     let rounds = number("--rounds", if quick { 1 } else { 5 });
     let bytes = number("--ram", 1024) << 20;
     let words = words();
+    pin(1);
+    rings::print();
+    if flag("--rings") {
+        return;
+    }
     let folder = env::temp_dir().join(format!("vscsi-bench-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
-    pin(1);
 
     let program = option("--program").unwrap_or_else(|| env!("CARGO_BIN_EXE_vscsi").into());
     let kind = Kind::Vscsi { program: program.into(), ram: bytes };

@@ -127,7 +127,8 @@ impl Memory {
         Ok((region.start_addr().0, region.len()))
     }
 
-    fn file(&self, region: usize) -> Result<&File, Error> {
+    /// The file behind a region.
+    pub fn file(&self, region: usize) -> Result<&File, Error> {
         let file = self.region(region)?.file_offset();
         Ok(file.ok_or_else(|| Error::Memory("a region without a file".into()))?.file())
     }
