@@ -11,3 +11,4 @@ pub mod memory;
 pub mod queue;
 pub mod ring;
 pub mod scsi;
+pub mod vhost;

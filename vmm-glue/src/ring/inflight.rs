@@ -21,6 +21,8 @@ use crate::memory::{MemoryError, Region};
 #[derive(Debug)]
 pub struct InflightArea {
     memory: Region,
+    /// Bytes of each queue's part.
+    stride: usize,
 }
 
 impl InflightArea {
@@ -32,16 +34,29 @@ impl InflightArea {
         Ok((file, len))
     }
 
-    /// Maps what the front end gives back.
-    pub fn map(size: u64, offset: u64, file: fs::File) -> Result<Arc<Self>, MemoryError> {
-        Ok(Arc::new(Self { memory: Region::map(0, size, 0, offset, file)? }))
+    /// Maps what the front end gives back: `len` bytes for queues of at most `size` entries.
+    pub fn map(
+        len: u64,
+        offset: u64,
+        file: fs::File,
+        size: u16,
+        features: u64,
+    ) -> Result<Arc<Self>, MemoryError> {
+        let memory = Region::map(0, len, 0, offset, file)?;
+        Ok(Arc::new(Self { memory, stride: part(size, features) }))
+    }
+
+    /// Whether there is room for that many queues.
+    pub fn has_room(&self, queues: u16) -> bool {
+        self.stride as u64 * u64::from(queues) <= self.memory.size
     }
 
     /// The part of queue `number`, of `size` entries.
     pub(super) fn part(&self, number: u16, size: u16, features: u64) -> Option<*mut u8> {
-        let len = part(size, features);
-        let start = len as u64 * u64::from(number);
-        self.memory.rest(start).filter(|&rest| rest >= len as u64)?;
+        let start = self.stride as u64 * u64::from(number);
+        // A driver may use fewer entries than the queue has room for, but not more.
+        let fits = part(size, features) <= self.stride;
+        self.memory.rest(start).filter(|&rest| fits && rest >= self.stride as u64)?;
         let place = self.memory.host_at(start);
         (place as usize).is_multiple_of(align_of::<AtomicU64>()).then_some(place)
     }

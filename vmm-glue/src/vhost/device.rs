@@ -1,0 +1,619 @@
+//! What one VMM has set up: features, memory, rings and logs, and what the queues are told of it.
+
+use std::{
+    fmt,
+    fs::File,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    time::Duration,
+};
+
+use vhost::vhost_user::{
+    self, Backend, GpuBackend, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
+    message::{
+        VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags,
+        VhostUserInflight, VhostUserLog, VhostUserMemoryRegion, VhostUserShMemConfig,
+        VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags,
+        VhostUserVringState,
+    },
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{
+    fault::Fault,
+    vring::{self, Addresses, Vring},
+};
+use crate::{
+    controller::{Controller, Place},
+    memory::{GuestMap, MAX_REGIONS, Region, dirty::DirtyLog},
+    queue::{Note, Seed, Start},
+    ring::{Ring, Setup, feature, inflight::InflightArea},
+    scsi::{self, config::Config},
+};
+
+type Answer<T> = vhost_user::Result<T>;
+
+/// What one VMM has set up.
+pub(super) struct Device {
+    /// What SET_STATUS said, for GET_STATUS. Nothing depends on it: QEMU never says DRIVER_OK.
+    pub(super) status: u64,
+    controller: Arc<Controller>,
+    /// Queues that run, for who wants to know.
+    running: Arc<AtomicU16>,
+    /// What the driver accepted, and LOG_ALL and PROTOCOL_FEATURES.
+    features: u64,
+    protocol: VhostUserProtocolFeatures,
+    map: Option<Arc<GuestMap>>,
+    vrings: Vec<Vring>,
+    inflight: Option<Arc<InflightArea>>,
+    /// The log that the VMM gave, used while LOG_ALL is set.
+    log: Option<Arc<DirtyLog>>,
+    config: Config,
+    /// Kept open for the VMM; this device has nothing to say there.
+    _backend: Option<Backend>,
+    /// The last message could not be done.
+    refused: bool,
+}
+
+impl Device {
+    pub(super) fn new(controller: Arc<Controller>, running: Arc<AtomicU16>) -> Self {
+        Self {
+            status: 0,
+            running,
+            features: 0,
+            protocol: VhostUserProtocolFeatures::empty(),
+            map: None,
+            vrings: (0..controller.virtqueues()).map(Vring::new).collect(),
+            inflight: None,
+            log: None,
+            config: Config::new(controller.queues),
+            _backend: None,
+            refused: false,
+            controller,
+        }
+    }
+
+    /// Whether the last message was refused; asked once.
+    pub(super) fn take_refused(&mut self) -> bool {
+        std::mem::take(&mut self.refused)
+    }
+
+    /// Whether messages are acknowledged that ask for it.
+    pub(super) fn acknowledges(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK)
+    }
+
+    pub(super) fn read_config(&self, offset: u32, len: u32) -> Vec<u8> {
+        self.config.read(offset, len)
+    }
+
+    pub(super) fn write_config(&mut self, offset: u32, bytes: &[u8]) {
+        self.config.write(offset, bytes);
+    }
+
+    /// Stops all queues when they have finished what is in flight.
+    pub(super) fn stop(&mut self) {
+        let answers = self.tell(|_, _, done| Some(Note::Stop(done)));
+        for (index, answer) in answers {
+            let base = wait(&self.controller, index, &answer).flatten();
+            if let Some(vring) = self.vrings.get_mut(usize::from(index)) {
+                vring.stopped(base.unwrap_or(vring.base));
+            }
+        }
+        self.count();
+    }
+
+    /// Notes a refusal.
+    fn answer<T>(&mut self, result: Result<T, Fault>) -> Answer<T> {
+        result.map_err(|fault| {
+            self.refused = true;
+            tracing::error!(controller = self.controller.name, "{fault}");
+            fault.into()
+        })
+    }
+
+    fn vring(&mut self, index: u32) -> Result<&mut Vring, Fault> {
+        let last = self.controller.virtqueues() - 1;
+        let at = usize::try_from(index).unwrap_or(usize::MAX);
+        self.vrings.get_mut(at).ok_or(Fault::Index { index, last })
+    }
+
+    /// Starts a ring if all is known of it, anew if it runs with something else.
+    fn start(&mut self, index: u32) -> Result<(), Fault> {
+        if self.vring(index)?.running {
+            // A base that the VMM gave since is meant; else the ring goes on where it is.
+            let vring = self.vring(index)?;
+            let (base, changed) = (vring.base, vring.changed);
+            let events = (vring.kick.take(), vring.call.take());
+            self.stop_one(index)?;
+            let vring = self.vring(index)?;
+            (vring.kick, vring.call) = events;
+            vring.kicked = true;
+            if changed {
+                vring.base = base;
+            }
+        }
+        let features = self.features;
+        let (map, log, layout) = (self.map.clone(), self.dirty_log(), self.layout());
+        let (inflight, offered) = (self.inflight.clone(), self.controller.features());
+        let is_enabled = !has_protocol(features);
+        let vring = self.vring(index)?;
+        if !vring.is_ready() {
+            return Ok(());
+        }
+        let number = vring.index;
+        if features & !offered & feature::RING_PACKED != 0 {
+            return Err(Fault::Packed(number));
+        }
+        // Memory may still come.
+        let Some(map) = map else { return Ok(()) };
+        let setup = Setup {
+            size: vring.size,
+            areas: vring.areas(&map, features)?,
+            base: vring.base,
+            features,
+            inflight: inflight.map(|area| (area, number)),
+        };
+        let ring = Ring::open(setup).map_err(|source| Fault::Ring { index: number, source })?;
+        let start = Box::new(Start {
+            ring,
+            map,
+            kick: vring::copy(&vring.kick)?,
+            call: vring::copy(&vring.call)?,
+            error: vring::copy(&vring.error)?,
+            layout,
+            features,
+            log,
+            enabled: vring.enabled || is_enabled,
+        });
+        let place = self.place(number)?;
+        let (done, answer) = sync_channel(1);
+        self.controller.router().note(place, Note::Start(start, done));
+        if wait(&self.controller, number, &answer).is_none() {
+            self.controller.set_place(number, None);
+            return Err(Fault::Gone(number));
+        }
+        self.vring(index)?.running = true;
+        self.count();
+        Ok(())
+    }
+
+    /// Starts the rings that waited for memory.
+    fn start_waiting(&mut self) -> Result<(), Fault> {
+        let waiting: Vec<u32> = self
+            .vrings
+            .iter()
+            .filter(|vring| vring.is_ready() && !vring.running)
+            .map(|vring| vring.index.into())
+            .collect();
+        waiting.into_iter().try_for_each(|index| self.start(index))
+    }
+
+    /// Stops a ring when it has finished what is in flight: where it goes on.
+    fn stop_one(&mut self, index: u32) -> Result<u32, Fault> {
+        let vring = self.vring(index)?;
+        let (number, running, mut base) = (vring.index, vring.running, vring.base);
+        if running && let Some(place) = self.controller.place(number) {
+            let (done, answer) = sync_channel(1);
+            self.controller.router().note(place, Note::Stop(done));
+            base = wait(&self.controller, number, &answer).flatten().unwrap_or(base);
+        }
+        self.vring(index)?.stopped(base);
+        self.count();
+        Ok(base)
+    }
+
+    /// Where the endpoint of a queue is, which is made when it is first needed.
+    fn place(&self, index: u16) -> Result<Place, Fault> {
+        let controller = &self.controller;
+        if let Some(place) = controller.place(index) {
+            return Ok(place);
+        }
+        let (opened, place) = sync_channel(1);
+        let seed = Seed { controller: Arc::clone(controller), index, opened };
+        controller.router().open(controller.reactor_of(index), seed);
+        wait(controller, index, &place).ok_or(Fault::Gone(index))
+    }
+
+    /// Sends a note to each queue that runs: whose answers to wait for.
+    fn tell<T>(
+        &self,
+        note: impl Fn(&Self, &Vring, SyncSender<T>) -> Option<Note>,
+    ) -> Vec<(u16, Receiver<T>)> {
+        let running = self.vrings.iter().filter(|vring| vring.running);
+        let told = running.filter_map(|vring| {
+            let place = self.controller.place(vring.index)?;
+            let (done, answer) = sync_channel(1);
+            self.controller.router().note(place, note(self, vring, done)?);
+            Some((vring.index, answer))
+        });
+        told.collect()
+    }
+
+    /// As [`Device::tell`], and waits until all have done it.
+    fn tell_and_wait(&self, note: impl Fn(&Self, &Vring, SyncSender<()>) -> Option<Note>) {
+        for (index, answer) in self.tell(note) {
+            let _ = wait(&self.controller, index, &answer);
+        }
+    }
+
+    /// Sends a note to a queue that runs and needs not answer.
+    fn note(&self, index: u16, note: Note) {
+        if let Some(place) = self.controller.place(index) {
+            self.controller.router().note(place, note);
+        }
+    }
+
+    /// Moves the rings that run to another map, and starts those that waited for it.
+    fn remap(&mut self, map: GuestMap) -> Result<(), Fault> {
+        let map = Arc::new(map);
+        self.tell_and_wait(|device, vring, done| {
+            let areas = vring.areas(&map, device.features);
+            if let Err(fault) = &areas {
+                tracing::error!(controller = device.controller.name, "{fault}");
+            }
+            Some(Note::Remap(Arc::clone(&map), areas.ok(), done))
+        });
+        self.map = Some(map);
+        self.start_waiting()
+    }
+
+    /// The log to write to.
+    fn dirty_log(&self) -> Option<Arc<DirtyLog>> {
+        let logs = self.features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
+        self.log.clone().filter(|_| logs)
+    }
+
+    /// Tells the queues that run where to log now; all do when this returns.
+    fn change_log(&self) {
+        let log = self.dirty_log();
+        self.tell_and_wait(|_, _, done| Some(Note::Log(log.clone(), done)));
+    }
+
+    fn layout(&self) -> scsi::Layout {
+        // QEMU may let the driver accept it though it was not offered.
+        scsi::Layout { pi: self.features & scsi::feature::T10_PI != 0, ..self.config.layout }
+    }
+
+    /// Tells how many queues run.
+    fn count(&self) {
+        let running = self.vrings.iter().filter(|vring| vring.running).count();
+        self.running.store(running as u16, Ordering::Relaxed);
+    }
+
+    /// Replaces one of a ring's eventfds.
+    fn set_event(
+        &mut self,
+        index: u8,
+        file: Option<File>,
+        slot: fn(&mut Vring) -> &mut Option<EventFd>,
+        note: fn(Option<EventFd>) -> Note,
+    ) -> Result<(), Fault> {
+        let event = vring::event(index, file)?;
+        let vring = self.vring(index.into())?;
+        let copy = vring::copy(&event)?;
+        *slot(vring) = event;
+        if vring.running {
+            let index = vring.index;
+            self.note(index, note(copy));
+        }
+        Ok(())
+    }
+
+    fn set_mem(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+    ) -> Result<(), Fault> {
+        let mapped = regions.iter().zip(files).map(|(region, file)| map_region(region, file));
+        let map = GuestMap::new(mapped.collect::<Result<_, _>>()?)?;
+        self.remap(map)
+    }
+
+    fn add_region(&mut self, region: &VhostUserMemoryRegion, file: File) -> Result<(), Fault> {
+        let region = map_region(region, file)?;
+        let map = match &self.map {
+            Some(map) => map.with(region)?,
+            None => GuestMap::new(vec![region])?,
+        };
+        self.remap(map)
+    }
+
+    fn remove_region(&mut self, region: &VhostUserMemoryRegion) -> Result<(), Fault> {
+        let none = GuestMap::default();
+        let map = self.map.as_deref().unwrap_or(&none);
+        let map = map.without(region.guest_phys_addr, region.memory_size, region.user_addr)?;
+        self.remap(map)
+    }
+
+    fn map_inflight(&mut self, log: &VhostUserInflight, file: File) -> Result<(), Fault> {
+        let (len, queues, size) = (log.mmap_size, log.num_queues, log.queue_size);
+        let area = InflightArea::map(len, log.mmap_offset, file, size, self.features)?;
+        if !area.has_room(queues) {
+            return Err(Fault::Inflight { len, queues, size });
+        }
+        self.inflight = Some(area);
+        Ok(())
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for Device {
+    fn set_owner(&mut self) -> Answer<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Answer<()> {
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Answer<()> {
+        self.stop();
+        self.controller.reset();
+        self.config = Config::new(self.controller.queues);
+        self.status = 0;
+        for vring in &mut self.vrings {
+            // The eventfd for faults is given once a connection.
+            let error = vring.error.take();
+            *vring = Vring { error, ..Vring::new(vring.index) };
+        }
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Answer<u64> {
+        let ours = VhostUserVirtioFeatures::LOG_ALL | VhostUserVirtioFeatures::PROTOCOL_FEATURES;
+        Ok(self.controller.features() | ours.bits())
+    }
+
+    fn set_features(&mut self, features: u64) -> Answer<()> {
+        let before = std::mem::replace(&mut self.features, features);
+        if (before ^ features) & VhostUserVirtioFeatures::LOG_ALL.bits() != 0 {
+            self.change_log();
+        }
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Answer<Option<Vec<vhost::VhostUserMemoryRegionBase>>> {
+        let done = self.set_mem(regions, files);
+        self.answer(done).map(|()| None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Answer<()> {
+        let done = self.vring(index).and_then(|vring| {
+            let size = u16::try_from(num).ok().filter(|&size| size > 0).ok_or(Fault::Size(num))?;
+            vring.changed |= vring.size != size;
+            vring.size = size;
+            Ok(())
+        });
+        self.answer(done)
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Answer<()> {
+        // The log finds the ring by its guest address itself.
+        let addresses = Addresses { descriptor, driver: available, device: used };
+        let done = self.vring(index).map(|vring| {
+            vring.changed |= vring.addresses != Some(addresses);
+            vring.addresses = Some(addresses);
+        });
+        self.answer(done)
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Answer<()> {
+        let done = self.vring(index).map(|vring| {
+            vring.changed = true;
+            vring.base = base;
+        });
+        self.answer(done)
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Answer<VhostUserVringState> {
+        let base = self.stop_one(index);
+        self.answer(base).map(|base| VhostUserVringState::new(index, base))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Answer<()> {
+        let done = self.set_event(index, fd, |vring| &mut vring.kick, Note::Kick);
+        let done = done.and_then(|()| {
+            let vring = self.vring(index.into())?;
+            vring.kicked = true;
+            if vring.running && !vring.changed { Ok(()) } else { self.start(index.into()) }
+        });
+        self.answer(done)
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Answer<()> {
+        let done = self.set_event(index, fd, |vring| &mut vring.call, Note::Call);
+        self.answer(done)
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Answer<()> {
+        let done = self.set_event(index, fd, |vring| &mut vring.error, Note::Error);
+        self.answer(done)
+    }
+
+    fn get_protocol_features(&mut self) -> Answer<VhostUserProtocolFeatures> {
+        Ok(PROTOCOL)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Answer<()> {
+        self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Answer<u64> {
+        // QEMU compares it with the request queues alone, others count all.
+        Ok(self.controller.virtqueues().into())
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Answer<()> {
+        let done = self.vring(index).map(|vring| {
+            vring.enabled = enable;
+            vring.running.then_some(vring.index)
+        });
+        let running = self.answer(done)?;
+        if let Some(number) = running {
+            let (done, answer) = sync_channel(1);
+            self.note(number, Note::Enable(enable, done));
+            let _ = wait(&self.controller, number, &answer);
+        }
+        Ok(())
+    }
+
+    fn get_config(
+        &mut self,
+        offset: u32,
+        size: u32,
+        _flags: VhostUserConfigFlags,
+    ) -> Answer<Vec<u8>> {
+        Ok(self.read_config(offset, size))
+    }
+
+    fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Answer<()> {
+        self.write_config(offset, buf);
+        Ok(())
+    }
+
+    fn set_backend_req_fd(&mut self, backend: Backend) {
+        self._backend = Some(backend);
+    }
+
+    fn set_gpu_socket(&mut self, _gpu: GpuBackend) -> Answer<()> {
+        self.answer(Err(Fault::Unsupported("a GPU")))
+    }
+
+    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Answer<File> {
+        self.answer(Err(Fault::Unsupported("sharing objects")))
+    }
+
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Answer<(VhostUserInflight, File)> {
+        let (queues, size) = (asked.num_queues, asked.queue_size);
+        let made = InflightArea::create(queues, size, self.features).map_err(Fault::from);
+        let (file, len) = self.answer(made)?;
+        Ok((VhostUserInflight::new(len, 0, queues, size), file))
+    }
+
+    fn set_inflight_fd(&mut self, log: &VhostUserInflight, file: File) -> Answer<()> {
+        let done = self.map_inflight(log, file);
+        self.answer(done)
+    }
+
+    fn get_max_mem_slots(&mut self) -> Answer<u64> {
+        Ok(MAX_REGIONS as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Answer<Option<vhost::VhostUserMemoryRegionBase>> {
+        let done = self.add_region(region, file);
+        self.answer(done).map(|()| None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Answer<()> {
+        let done = self.remove_region(region);
+        self.answer(done)
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _file: File,
+    ) -> Answer<Option<File>> {
+        self.answer(Err(Fault::Unsupported("DEVICE_STATE")))
+    }
+
+    fn check_device_state(&mut self) -> Answer<()> {
+        self.answer(Err(Fault::Unsupported("DEVICE_STATE")))
+    }
+
+    fn get_shmem_config(&mut self) -> Answer<VhostUserShMemConfig> {
+        self.answer(Err(Fault::Unsupported("shared memory of the device")))
+    }
+
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Answer<()> {
+        let mapped = DirtyLog::map(log.mmap_size, log.mmap_offset, file).map_err(Fault::from);
+        self.log = Some(Arc::new(self.answer(mapped)?));
+        if self.dirty_log().is_some() {
+            self.change_log();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device").field("vrings", &self.vrings).finish_non_exhaustive()
+    }
+}
+
+/// Ends the endpoints of a controller's queues when they have finished what is in flight.
+pub(super) fn close(controller: &Controller) {
+    let all = 0..controller.virtqueues();
+    let closing: Vec<_> = all
+        .filter_map(|index| {
+            let (done, answer) = sync_channel(1);
+            controller.router().note(controller.place(index)?, Note::Close(done));
+            Some((index, answer))
+        })
+        .collect();
+    for (index, answer) in closing {
+        let _ = wait(controller, index, &answer);
+        controller.set_place(index, None);
+    }
+}
+
+/// Waits for the answer of a queue; `None` if it is gone. It may wait for its disk.
+fn wait<T>(controller: &Controller, index: u16, answer: &Receiver<T>) -> Option<T> {
+    loop {
+        match answer.recv_timeout(TELL_AFTER) {
+            Ok(answer) => return Some(answer),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => tracing::warn!(
+                controller = controller.name,
+                queue = index,
+                "the VMM waits until requests in flight are finished, which takes long: is a disk \
+                 stuck?"
+            ),
+        }
+    }
+}
+
+fn map_region(region: &VhostUserMemoryRegion, file: File) -> Result<Region, Fault> {
+    let (gpa, size) = (region.guest_phys_addr, region.memory_size);
+    Ok(Region::map(gpa, size, region.user_addr, region.mmap_offset, file)?)
+}
+
+fn has_protocol(features: u64) -> bool {
+    features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0
+}
+
+/// The protocol features offered. In-band notifications are not: QEMU accepts them if they are.
+const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::LOG_SHMFD)
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::BACKEND_REQ)
+    .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+/// After how long waiting for a queue is told.
+const TELL_AFTER: Duration = Duration::from_secs(10);
