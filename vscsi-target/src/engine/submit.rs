@@ -41,36 +41,33 @@ impl Engine {
             return Submitted::Accepted;
         };
         // One look at both words decides whether anything out of the ordinary holds.
-        if itl.attention() | (itl.lu.flags() & SLOW) != 0
-            || command.attribute != TaskAttribute::Simple
+        if (itl.attention() | (itl.lu.flags() & SLOW) != 0
+            || command.attribute != TaskAttribute::Simple)
+            && let Err(fail) = check(itl, found.as_ref().ok().copied(), command)
         {
-            let itl = Arc::clone(itl);
-            if let Err(fail) = check(&itl, found.as_ref().ok().copied(), command) {
-                self.refuse(&itl, command, owner, fail);
+            self.refuse(itl, command, owner, fail);
+            return Submitted::Accepted;
+        }
+        let row = match found {
+            Ok(row) => row,
+            Err(sense) => {
+                self.refuse(itl, command, owner, sense.into());
                 return Submitted::Accepted;
             }
-            return self.dispatch(nexus, &itl, found, command, memory, owner);
-        }
-        let itl = Arc::clone(itl);
-        self.dispatch(nexus, &itl, found, command, memory, owner)
-    }
-
-    fn dispatch(
-        &mut self,
-        nexus: &mut NexusView,
-        itl: &Arc<Itl>,
-        found: Result<&'static Row, Sense>,
-        command: &Command<'_>,
-        memory: Memory<'_>,
-        owner: Owner,
-    ) -> Submitted {
-        let submitted = found.map_err(Fail::from).and_then(|row| match row.lane {
+        };
+        // The media lanes only borrow the nexus: its counter of users is shared by all reactors.
+        let submitted = match row.lane {
             Lane::Read => self.submit_read(itl, row, command, memory, owner),
             Lane::Write => self.submit_write(itl, row, command, memory, owner),
             Lane::Inline | Lane::Worker | Lane::Exclusive(_) => {
-                self.submit_call(nexus, itl, row, command, memory, owner)
+                let itl = Arc::clone(itl);
+                let submitted = self.submit_call(nexus, &itl, row, command, memory, owner);
+                return submitted.unwrap_or_else(|fail| {
+                    self.refuse(&itl, command, owner, fail);
+                    Submitted::Accepted
+                });
             }
-        });
+        };
         submitted.unwrap_or_else(|fail| {
             self.refuse(itl, command, owner, fail);
             Submitted::Accepted
