@@ -5,6 +5,7 @@ kept in the cache under a name that says what they were made of. The guest and t
 serial line: `STEP name ok|FAIL|SKIP reason` and `HOST request` one way, `ok|fail|skip text` back.
 """
 
+import dataclasses
 import hashlib
 import lzma
 import os
@@ -15,18 +16,19 @@ import subprocess
 import tempfile
 import threading
 
+import backports
 import qemu
 from harness import CACHE, Failed, check, check_equal
 
 HERE = pathlib.Path(__file__).resolve().parent / "guest"
 PROGRAMS = (
     "bash blockdev busybox cmp depmod fio fstrim ip iscsiadm iscsid kmod md5sum mkfs.ext4 "
-    "modprobe sg_inq sg_opcodes sg_persist sg_readcap sg_reset sg_vpd stty"
+    "modprobe sg_inq sg_opcodes sg_persist sg_readcap sg_reset sg_turs sg_vpd stty"
 ).split()
 # Programs that busybox stands in for.
 APPLETS = (
-    "awk cat dd echo grep head ln ls mkdir mount poweroff rm sed seq sleep sync tail tee test tr "
-    "umount uname sort expr env true false dmesg wc"
+    "awk basename cat dd echo grep head ln ls mkdir mount poweroff readlink rm sed seq sleep sync "
+    "tail tee test tr umount uname sort expr env true false dmesg uniq wc"
 ).split()
 MODULES = (
     "virtio_pci virtio_net virtio_scsi crc32c_generic crc32c_intel sd_mod sg ext4 iscsi_tcp"
@@ -36,19 +38,35 @@ SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
 INITIATOR = "iqn.2026-11.net.example:guest"
 
 
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Debian's kernel out of its packages: `base` has `lib/modules`."""
+
+    version: str
+    image: pathlib.Path
+    base: pathlib.Path
+
+
 def kernel():
-    """Debian's kernel for this release: (folder of the unpacked package, version)."""
+    """The kernel of this release."""
     depends = subprocess.run(["apt-cache", "depends", "linux-image-amd64"], capture_output=True,
                              text=True, check=True).stdout
     package = re.search(r"Depends: (linux-image-\S+)", depends)[1]
     files = qemu.download_package(package)
-    return files, package.removeprefix("linux-image-")
+    version = package.removeprefix("linux-image-")
+    base = files if (files / "lib/modules").exists() else files / "usr"
+    return Kernel(version, _vmlinux(files / f"boot/vmlinuz-{version}", files / "boot/vmlinux"), base)
 
 
-def vmlinux(files, version):
+def newer_kernel():
+    """The kernel of trixie-backports."""
+    base = backports.unpacked("linux", ["linux-image-amd64"], only="linux-") / "usr"
+    modules = next((base / "lib/modules").iterdir())
+    return Kernel(modules.name, _vmlinux(modules / "vmlinuz", modules / "vmlinux"), base)
+
+
+def _vmlinux(packed, plain):
     """The kernel uncompressed, which QEMU boots seconds faster; else as it came."""
-    packed = files / f"boot/vmlinuz-{version}"
-    plain = files / "boot/vmlinux"
     if plain.exists():
         return plain
     image = packed.read_bytes()
@@ -62,22 +80,22 @@ def vmlinux(files, version):
     return plain
 
 
-def base_initramfs(files, version):
+def base_initramfs(kernel):
     """The part of the initramfs that only changes with packages: programs and modules."""
     paths = {name: shutil.which(name, path=SEARCH) for name in PROGRAMS}
     missing = [name for name, path in paths.items() if path is None]
     check(not missing, f"not installed: {' '.join(missing)}")
-    made_of = hashlib.sha256(pathlib.Path(__file__).read_bytes() + version.encode())
+    made_of = hashlib.sha256(pathlib.Path(__file__).read_bytes() + kernel.version.encode())
     for path in paths.values():
         made_of.update(pathlib.Path(path).read_bytes())
-    archive = CACHE / f"guest-{version}-{made_of.hexdigest()[:16]}.cpio"
+    archive = CACHE / f"guest-{kernel.version}-{made_of.hexdigest()[:16]}.cpio"
     if not archive.exists():
         with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
-            _write_atomically(archive, _base_tree(pathlib.Path(scratch), files, version, paths))
+            _write_atomically(archive, _base_tree(pathlib.Path(scratch), kernel, paths))
     return archive
 
 
-def _base_tree(root, files, version, programs):
+def _base_tree(root, kernel, programs):
     for folder in ("usr/bin", "usr/sbin", "usr/lib64", "usr/lib", "dev", "proc", "sys", "run",
                    "tmp", "mnt", "root", "etc/iscsi", "var/lib"):
         (root / folder).mkdir(parents=True)
@@ -101,7 +119,7 @@ def _base_tree(root, files, version, programs):
     (root / "etc/group").write_text("root:x:0:\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
     (root / "etc/mtab").symlink_to("/proc/mounts")
-    _copy_modules(root, files, version)
+    _copy_modules(root, kernel.base, kernel.version)
     return _cpio(root)
 
 
@@ -121,8 +139,7 @@ def _copy_with_libraries(root, path):
         _copy(root, library)
 
 
-def _copy_modules(root, files, version):
-    base = files if (files / "lib/modules").exists() else files / "usr"
+def _copy_modules(root, base, version):
     if not (base / f"lib/modules/{version}/modules.dep").exists():
         subprocess.run(["depmod", "-b", base, version], check=True)
     shown = subprocess.run(
@@ -179,14 +196,15 @@ class Guest:
     """One boot. `requests` maps the word after HOST to a function that returns the answer.
 
     `files` are the files of `guest/` whose steps run, in this order; `arguments` are what QEMU is
-    told besides; `machine` are options of the emulated machine; `qemu` starts the command line.
+    told besides; `machine` are options of the emulated machine; `qemu` starts the command line;
+    `boots` is the kernel, that of this release unless given.
     """
 
     CPUS = 2
     MEBIBYTES = 1024
 
     def __init__(self, lab, files, variables, requests, arguments=(), *, machine="",
-                 qemu=("qemu-system-x86_64",), env=None):
+                 qemu=("qemu-system-x86_64",), env=None, boots=None):
         self._lab = lab
         self._files = files
         self._requests = requests
@@ -195,8 +213,7 @@ class Guest:
         self._qemu = qemu
         self._env = env or {}
         self._running = []
-        tree, version = kernel()
-        self._kernel = vmlinux(tree, version)
+        self._kernel = boots or kernel()
         self._initramfs = lab.scratch / "initramfs"
         variables = {**variables, "STEPS": " ".join(files)}
         job = "".join(f"{name}='{value}'\n" for name, value in variables.items())
@@ -205,7 +222,7 @@ class Guest:
             (top / "job").write_text(job)
             for name in ("init", "lib.sh", *files):
                 shutil.copy(HERE / name, top / name)
-            self._initramfs.write_bytes(base_initramfs(tree, version).read_bytes() + _cpio(top))
+            self._initramfs.write_bytes(base_initramfs(self._kernel).read_bytes() + _cpio(top))
 
     def run(self, seconds):
         """Boots, serves the guest's requests, reports its steps, and returns when it is off."""
@@ -231,7 +248,7 @@ class Guest:
             *self._qemu, "-machine", self._machine, "-accel", "tcg,thread=multi",
             "-cpu", "max", "-smp", self.CPUS, "-m", self.MEBIBYTES, "-nodefaults",
             "-display", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", "stdio",
-            "-kernel", self._kernel, "-initrd", self._initramfs, "-append",
+            "-kernel", self._kernel.image, "-initrd", self._initramfs, "-append",
             "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on",
             *self._arguments, *more,
         ]

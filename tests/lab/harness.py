@@ -85,9 +85,12 @@ class Lab:
         if not keep:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def target(self, luns, **options):
-        """Starts a target with `luns`; see `targets.py` for the options."""
-        target = self._make_target(self, luns, **options)
+    def target(self, luns, make=None, **options):
+        """Starts a target with `luns`; see `targets.py` for the options.
+
+        `make` is for a test of what only one program has: a class of its own.
+        """
+        target = (make or self._make_target)(self, luns, **options)
         self._stack.callback(target.stop)
         self._targets.append(target)
         target.start()

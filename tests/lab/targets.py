@@ -31,6 +31,7 @@ class Lun:
     block_size: int = 512
     physical_block_size: int | None = None
     erase_rate: str | None = None
+    handover: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +78,20 @@ class Process:
 
     def spawn(self, command, env=None):
         """Starts the daemon and waits until it listens."""
+        self.launch(command, env)
+        self.await_listening()
+
+    def launch(self, command, env=None):
+        """Starts the daemon."""
         self._stopped = False
         with open(self.log_path, "ab") as log:
             self._child = subprocess.Popen(
                 [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env={**os.environ, **(env or {})},
             )
+
+    def await_listening(self):
+        """Waits until the daemon listens."""
         deadline = time.monotonic() + 20
         while True:
             check(self.alive(), f"the target ended at once:\n{self.log()}")
@@ -152,9 +161,11 @@ class Vscsi(Process):
         super().__init__(lab, luns, **options)
         self.control_path = lab.scratch / f"control-{self.port}.sock"
 
-    def start(self):
-        """Starts `vscsi serve` and waits until it listens."""
-        self.spawn([self.binary, "serve", *self.arguments()])
+    def start(self, wait=True):
+        """Starts `vscsi serve` and, with `wait`, waits until it listens."""
+        self.launch([self.binary, "serve", *self.arguments()])
+        if wait:
+            self.await_listening()
 
     def arguments(self):
         """What follows `vscsi serve` for this target."""
@@ -178,7 +189,8 @@ class Vscsi(Process):
         options = "".join([",ro" * lun.read_only, ",removable" * lun.removable,
                            f",bs={lun.block_size}" * (lun.block_size != 512),
                            f",pbs={lun.physical_block_size}" * bool(lun.physical_block_size),
-                           f",erase-rate={lun.erase_rate}" * bool(lun.erase_rate)])
+                           f",erase-rate={lun.erase_rate}" * bool(lun.erase_rate),
+                           ",handover" * lun.handover])
         return f"{lun.path or lun.size}{options}"
 
     def _config_file(self):
@@ -202,7 +214,8 @@ class Vscsi(Process):
         where = {"file": str(lun.path)} if lun.path else {"ram": str(lun.size)}
         options = dataclasses.asdict(lun)
         del options["path"], options["size"]
-        return where | {key: value for key, value in options.items() if value is not None}
+        return where | {key: value for key, value in options.items()
+                        if value not in (None, False)}
 
     def _chap_file(self):
         path = self.lab.scratch / f"chap-{self.port}"

@@ -50,14 +50,15 @@ expect() {
 
 refuted() { ! "$@" || return 1; }
 
-# verify_on sdX FIO_OPTION…: a fio job that writes with checksums and reads back.
+# verify_on sdX FIO_OPTION…: a fio job that writes with checksums and reads back. What fio says is
+# in $LOG.
 verify_on() {
-    local device=$1 code=0
+    local device=$1 code=0 log=${LOG:-/tmp/fio.log}
     shift
     fio --name=verify --ioengine=libaio --direct=1 --rw=randwrite --verify=crc32c --do_verify=1 \
-        --verify_fatal=1 --exitall_on_error --output=/tmp/fio.log --filename="/dev/$device" \
+        --verify_fatal=1 --exitall_on_error --output="$log" --filename="/dev/$device" \
         "$@" || code=$?
-    [ $code -eq 0 ] || { cat /tmp/fio.log; echo "fio: exit $code"; return 1; }
+    [ $code -eq 0 ] || { cat "$log"; echo "fio: exit $code"; return 1; }
 }
 
 size_is() { [ "$(cat "/sys/block/$1/size")" -eq $(($2 / 512)) ]; }
