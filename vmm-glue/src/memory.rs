@@ -5,6 +5,7 @@
 #![allow(unsafe_code)] // Mapped guest memory is shared between threads.
 
 pub mod dirty;
+pub mod guard;
 
 use std::{fs, io, sync::Arc};
 
@@ -12,6 +13,8 @@ use nix::sys::statfs::fstatfs;
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionBuilder};
 use vscsi_target::reactor::sg::Segment;
+
+use guard::Guarded;
 
 /// Why memory cannot be used.
 #[derive(Debug, Error)]
@@ -73,7 +76,14 @@ pub struct Region {
     pub uva: u64,
     host: *mut u8,
     /// Keeps the mapping.
-    _mapping: Arc<MmapRegion<()>>,
+    mapping: Arc<Mapping>,
+}
+
+#[derive(Debug)]
+struct Mapping {
+    /// Goes before the memory it guards.
+    guard: Guarded,
+    _memory: MmapRegion<()>,
 }
 
 // SAFETY: an address of a shared mapping, which lives as long as the region; what is there is only
@@ -106,15 +116,23 @@ impl Region {
         let start = offset & !(page - 1);
         let whole = (end - start).checked_next_multiple_of(page).ok_or_else(extent)?;
         let bytes = usize::try_from(whole).map_err(|_| extent())?;
-        let mapping = MmapRegionBuilder::new(bytes)
+        let memory = MmapRegionBuilder::new(bytes)
             .with_file_offset(FileOffset::new(file, start))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .build()
             .map_err(|error| map(io::Error::other(error)))?;
         // The rest of the first page, at most one page.
-        let host = mapping.as_ptr().wrapping_add((offset - start) as usize);
-        Ok(Self { gpa, size, uva, host, _mapping: Arc::new(mapping) })
+        let host = memory.as_ptr().wrapping_add((offset - start) as usize);
+        // SAFETY: all of a mapping of its own, whole pages; nothing relies on what is in it.
+        let guard =
+            unsafe { Guarded::register(memory.as_ptr(), bytes, page as usize) }.map_err(map)?;
+        Ok(Self { gpa, size, uva, host, mapping: Arc::new(Mapping { guard, _memory: memory }) })
+    }
+
+    /// Whether the file behind it lost a page that was needed.
+    pub fn is_lost(&self) -> bool {
+        self.mapping.guard.is_lost()
     }
 
     /// Bytes from `at` on to the end of the region, if `at` lies in it.
@@ -170,6 +188,11 @@ impl GuestMap {
     /// The regions by guest physical address.
     pub fn regions(&self) -> &[Region] {
         &self.regions
+    }
+
+    /// Whether memory of it was taken away while it was in use: what was read since may be zeroes.
+    pub fn is_lost(&self) -> bool {
+        self.regions.iter().any(Region::is_lost)
     }
 
     /// Appends where `len` bytes at `gpa` are to `into`: one segment, or one a region where regions

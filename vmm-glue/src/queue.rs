@@ -27,7 +27,7 @@ use vscsi_target::{
 
 use crate::{
     controller::{CONTROL_QUEUE, Controller, EVENT_QUEUE, Place},
-    memory::{GuestMap, dirty::DirtyLog},
+    memory::{GuestMap, dirty::DirtyLog, guard},
     ring::{Areas, Chain, Ring, RingError},
     scsi::Layout,
 };
@@ -124,6 +124,8 @@ struct Running {
     armed: bool,
     /// The ring cannot be read any further.
     broken: bool,
+    /// How often any guest's memory was lost when it was last asked whether this one was.
+    losses: u64,
     /// By target id.
     views: Vec<Option<NexusView>>,
     slots: Slots,
@@ -234,6 +236,9 @@ impl Queue {
     pub fn flush(&mut self, cx: &mut Cx<'_>) {
         if let Some(running) = &mut self.running {
             running.publish();
+            if running.losses != guard::losses() && running.has_lost_memory() {
+                self.fail(RingError::MemoryLost);
+            }
         }
         if !self.changes.is_empty() {
             self.change(cx);
@@ -321,6 +326,7 @@ impl Queue {
             enabled,
             armed: false,
             broken: false,
+            losses: 0,
             views,
             slots,
             chain: Chain::default(),
@@ -430,6 +436,13 @@ impl Running {
         if self.ring.publish() {
             self.interrupt();
         }
+    }
+
+    /// Memory of this guest is gone: what it asks for can mean anything.
+    #[cold]
+    fn has_lost_memory(&mut self) -> bool {
+        self.losses = guard::losses();
+        !self.broken && self.map.is_lost()
     }
 
     fn interrupt(&self) {

@@ -123,6 +123,9 @@ pub enum RingError {
     /// A chain was made available again before it was used.
     #[error("descriptor {0} was made available again while it is in use")]
     Busy(u16),
+    /// The file behind guest memory was truncated.
+    #[error("the guest's memory was taken away while it was in use")]
+    MemoryLost,
 }
 
 /// What [`Ring::pop`] found.

@@ -83,3 +83,19 @@ fn regions_come_and_go() {
     let error = less.without(0x1000, 0x1000, 0x7000_1000).unwrap_err();
     assert!(matches!(error, MemoryError::Missing { gpa: 0x1000, .. }));
 }
+
+#[test]
+fn a_map_knows_that_memory_of_it_is_gone_and_another_is_not_concerned() {
+    let gone = file(0x4000);
+    let region = |file: &fs::File| {
+        Region::map(0x1000, 0x3000, 0, 0x1000, file.try_clone().unwrap()).unwrap()
+    };
+    let map = GuestMap::new(vec![region(&gone)]).unwrap();
+    let other = GuestMap::new(vec![region(&file(0x4000))]).unwrap();
+    gone.set_len(0).unwrap();
+    let mut list = Vec::new();
+    assert!(map.translate(&mut 0, 0x1ff0, 0x1000, &mut list) && !map.is_lost());
+    let mut bytes = [1; 0x1000];
+    assert_eq!(vscsi_target::reactor::sg::gather(&list, &mut bytes), 0x1000);
+    assert_eq!((bytes, map.is_lost(), other.is_lost()), ([0; 0x1000], true, false));
+}
