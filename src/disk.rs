@@ -37,6 +37,8 @@ pub struct Disk {
     pub removable: bool,
     /// Around the page cache.
     pub direct: bool,
+    /// The image belongs to the process whose guest runs.
+    pub handover: bool,
     /// Bytes a second that FORMAT UNIT and SANITIZE write at most.
     pub erase_rate: Option<u64>,
     /// Unit serial number, which the other names follow; `None` derives it.
@@ -126,6 +128,9 @@ pub enum DiskError {
     /// Only a file can be opened around the page cache.
     #[error("direct input and output is for files and block devices only")]
     Direct,
+    /// Only a file can be there for another process.
+    #[error("handover is for files and block devices only")]
+    Handover,
 }
 
 impl Disk {
@@ -141,6 +146,7 @@ impl Disk {
             read_only: defaults.read_only,
             removable: defaults.removable,
             direct,
+            handover: false,
             erase_rate: None,
             serial: None,
             visible_to: None,
@@ -181,6 +187,9 @@ impl Disk {
             if self.direct {
                 return Err(DiskError::Direct);
             }
+            if self.handover {
+                return Err(DiskError::Handover);
+            }
             if !size.is_multiple_of(u64::from(self.block_size)) {
                 return Err(DiskError::Ragged { size, block_size: self.block_size });
             }
@@ -207,6 +216,7 @@ impl Disk {
             ("rw", None) => self.read_only = false,
             ("direct", None) => self.direct = true,
             ("removable", None) => self.removable = true,
+            ("handover", None) => self.handover = true,
             ("bs", Some(value)) => {
                 self.block_size = match value {
                     "512" => 512,
@@ -225,7 +235,7 @@ impl Disk {
                 let number = value.parse().map_err(|_| DiskError::Number(value.to_owned()))?;
                 self.number = Some(number);
             }
-            ("ro" | "rw" | "direct" | "removable", Some(_)) => {
+            ("ro" | "rw" | "direct" | "removable" | "handover", Some(_)) => {
                 return Err(DiskError::Form(option.to_owned(), "without a value"));
             }
             ("bs" | "pbs" | "erase-rate" | "serial" | "lun", None) => {
@@ -269,8 +279,8 @@ const MAX_SERIAL: usize = 64;
 pub const MAX_PHYSICAL: u32 = 1 << 20;
 /// The least erase rate, in bytes a second.
 const MIN_ERASE_RATE: u64 = 1 << 20;
-const OPTIONS: [&str; 9] =
-    ["ro", "rw", "direct", "removable", "bs", "pbs", "erase-rate", "serial", "lun"];
+const OPTIONS: [&str; 10] =
+    ["ro", "rw", "direct", "removable", "handover", "bs", "pbs", "erase-rate", "serial", "lun"];
 
 #[cfg(test)]
 mod tests {
@@ -282,10 +292,10 @@ mod tests {
 
     #[test]
     fn options_follow_the_path() {
-        let disk = file("/a/b.img,ro,bs=4096,direct,removable,serial=SN 1,lun=7").unwrap();
+        let disk = file("/a/b.img,ro,bs=4096,direct,removable,handover,serial=SN 1,lun=7").unwrap();
         assert_eq!(disk.source, Source::File("/a/b.img".into()));
         assert_eq!((disk.block_size, disk.number), (4096, Some(7)));
-        assert!(disk.read_only && disk.direct && disk.removable);
+        assert!(disk.read_only && disk.direct && disk.removable && disk.handover);
         assert_eq!(disk.serial.as_deref(), Some("SN 1"));
     }
 
@@ -320,5 +330,7 @@ mod tests {
         assert_eq!(ragged, Err(DiskError::Ragged { size: 1000, block_size: 512 }));
         let direct = Disk::parse("1M,direct", Kind::Ram, Defaults::default());
         assert_eq!(direct, Err(DiskError::Direct));
+        let handover = Disk::parse("1M,handover", Kind::Ram, Defaults::default());
+        assert_eq!(handover, Err(DiskError::Handover));
     }
 }

@@ -196,13 +196,19 @@ impl Exporter {
 
 fn open(disk: &Disk) -> Result<Backend, ExportError> {
     Ok(match &disk.source {
-        Source::File(path) => Backend::File(File::open(&FileOptions {
-            // As it is listed: a relative path means nothing to who asks elsewhere.
-            path: std::path::absolute(path).unwrap_or_else(|_| path.clone()),
-            block_size: disk.block_size,
-            read_only: disk.read_only,
-            direct: disk.direct,
-        })?),
+        Source::File(path) => {
+            let options = FileOptions {
+                // As it is listed: a relative path means nothing to who asks elsewhere.
+                path: std::path::absolute(path).unwrap_or_else(|_| path.clone()),
+                block_size: disk.block_size,
+                read_only: disk.read_only,
+                direct: disk.direct,
+            };
+            Backend::File(match disk.handover {
+                true => File::open_for_handover(&options)?,
+                false => File::open(&options)?,
+            })
+        }
         &Source::Ram(size) => Backend::Mem(
             Mem::new(size, disk.block_size).map_err(|source| ExportError::Ram { size, source })?,
         ),

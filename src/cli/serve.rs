@@ -29,7 +29,7 @@ use crate::{
 
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
-    /// Image file or block device, with options as in PATH,ro,bs=4096,pbs=4096,direct,removable,erase-rate=64M,serial=X,lun=N
+    /// Image file or block device, with options as in PATH,ro,bs=4096,pbs=4096,direct,removable,handover,erase-rate=64M,serial=X,lun=N
     #[arg(value_name = "DISK")]
     pub disks: Vec<String>,
     /// Export a RAM disk of this size; options follow as with DISK

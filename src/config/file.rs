@@ -281,6 +281,8 @@ struct RawLun {
     removable: bool,
     #[serde(default)]
     direct: bool,
+    #[serde(default)]
+    handover: bool,
     erase_rate: Option<Size>,
     serial: Option<String>,
     visible_to: Option<Vec<String>>,
@@ -483,6 +485,7 @@ impl RawLun {
             number: self.number.map(|n| n.0 as u16),
             physical_block_size: self.physical_block_size.map(|n| n.0 as u32),
             direct: self.direct,
+            handover: self.handover,
             erase_rate: self.erase_rate.map(|rate| rate.0),
             serial: self.serial,
             visible_to,

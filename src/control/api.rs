@@ -42,6 +42,9 @@ pub struct LunAdd {
     /// Around the page cache.
     #[serde(default)]
     pub direct: bool,
+    /// The image belongs to the process whose guest runs.
+    #[serde(default)]
+    pub handover: bool,
     /// Unit serial number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,

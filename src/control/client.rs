@@ -181,6 +181,7 @@ fn lun_add(add: &cli::LunAdd) -> Result<LunAdd, Report> {
         read_only: disk.read_only,
         removable: disk.removable,
         direct: disk.direct,
+        handover: disk.handover,
         serial: add.options.serial.clone().or(disk.serial),
         visible_to: None,
     })

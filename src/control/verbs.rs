@@ -73,6 +73,7 @@ fn lun_add(daemon: &Daemon, params: LunAdd) -> Outcome {
         read_only: params.read_only,
         removable: params.removable,
         direct: params.direct,
+        handover: params.handover,
         serial: params.serial,
         visible_to: visible_to
             .transpose()
@@ -124,6 +125,13 @@ fn lun_rm(daemon: &Daemon, params: &LunRm) -> Outcome {
 fn lun_resize(daemon: &Daemon, params: &LunResize) -> Outcome {
     let target = target(daemon, params.target.as_deref())?;
     let lu = find(&target, params.lun)?;
+    if lu.is_away() {
+        let what = format!("LUN {} cannot be resized: its image is not in use here", params.lun);
+        let report = Report::new(Exit::Retry, "lun-away", what)
+            .why("with handover it belongs to the process whose guest runs")
+            .fix("resize it there");
+        return Err(report.into());
+    }
     let (old, block) = (lu.backend.len(), u64::from(lu.block_size()));
     if let Some(size) = params.size {
         if size == 0 || !size.is_multiple_of(block) {

@@ -196,6 +196,26 @@ impl Backend {
         each!(self, backend => backend.prefetch(offset, len))
     }
 
+    /// Whether it was opened for [`File::open_for_handover`]: another process may have the image.
+    pub fn is_handed_over(&self) -> bool {
+        matches!(self, Self::File(file) if file.is_handed_over())
+    }
+
+    /// Blocking: takes the image over, see [`File::acquire`].
+    pub fn acquire(&self) -> Result<(), OpenError> {
+        match self {
+            Self::Null(_) | Self::Mem(_) => Ok(()),
+            Self::File(file) => file.acquire(),
+        }
+    }
+
+    /// Gives up what [`Backend::acquire`] took.
+    pub fn release(&self) {
+        if let Self::File(file) = self {
+            file.release();
+        }
+    }
+
     /// Changes the size: a file grows or shrinks, a block device takes the size it has now when
     /// `len` is `None`.
     pub fn resize(&self, len: Option<u64>) -> io::Result<u64> {

@@ -7,6 +7,7 @@
 
 pub mod attention;
 pub mod gate;
+pub mod handover;
 pub mod identity;
 pub mod live;
 pub mod lu;

@@ -155,6 +155,17 @@ impl Row {
         self.flags & flag != 0
     }
 
+    /// Whether it can be answered while another process has the image: it needs no medium, changes
+    /// nothing, and tells nothing that a cluster relies on.
+    pub fn needs_no_state(&self) -> bool {
+        let is_harmless = match self.access {
+            Access::Always | Access::Read => true,
+            Access::NotLegacy => matches!(self.transfer, Transfer::In(_)),
+            Access::Write | Access::Own => false,
+        };
+        is_harmless && self.has(flag::NOT_READY_OK)
+    }
+
     /// The row of a CDB. INVALID COMMAND OPERATION CODE for an opcode not in the table, INVALID
     /// FIELD IN CDB for a service action not in it or a bit set that is not evaluated.
     pub fn find(cdb: &[u8]) -> Result<&'static Self, Sense> {

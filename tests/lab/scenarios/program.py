@@ -19,6 +19,7 @@ from targets import Chap, Lun, Vscsi
 MIB = 1 << 20
 USAGE, CONFIGURATION = 2, 78
 LUNS_CHANGED, CAPACITY_CHANGED, NOT_SUPPORTED = 0x063F0E, 0x062A09, 0x052500
+POWER_ON = 0x062900
 
 
 def vscsi(lab, *words, ok=True, timeout=20):
@@ -116,6 +117,40 @@ def test_second_instance_is_refused(lab):
     check(second.returncode not in (0, None), "the second instance started")
     check(str(first.pid) in second.stderr, f"the holder {first.pid} is not named: {second.stderr}")
     check_equal(first.stop(), 0, "exit code of the first")
+
+
+def register(session, key):
+    """PERSISTENT RESERVE OUT with the service action REGISTER, without APTPL."""
+    parameters = struct.pack(">QQ8x", 0, key)
+    cdb = struct.pack(">B4xIx", 0x5F, len(parameters))
+    return session.scsi(0, cdb, data_out=parameters)
+
+
+def registered_keys(session):
+    """The keys that PERSISTENT RESERVE IN names."""
+    done = session.scsi(0, struct.pack(">B6xHx", 0x5E, 256), read=256)
+    check_equal(done.status, 0, "PERSISTENT RESERVE IN status")
+    length = int.from_bytes(done.data[4:8], "big")
+    return [int.from_bytes(done.data[at:at + 8], "big") for at in range(8, 8 + length, 8)]
+
+
+def test_killed_target_forgets_nothing_until_power_is_lost(lab):
+    """kill -9 and start: the registration is there though APTPL is 0, and no unit attention."""
+    lab.requires_vscsi("state directory of that kind")
+    target = lab.target([Lun(path=lab.image("kept.img", 16 * MIB))])
+    who = "iqn.2026-11.net.example:kept"
+    isid = b"\x80live\x01"
+    with Session(target, initiator=who, isid=isid) as session:
+        session.clear_attentions(0)
+        check_equal(register(session, 0xABCD).status, 0, "REGISTER status")
+        time.sleep(0.2)
+        target.kill()
+    target.start()
+    with Session(target, initiator=who, isid=isid) as session:
+        check_equal(attentions(session, 0), [], "unit attentions after the restart")
+        check_equal(registered_keys(session), [0xABCD], "keys after the restart")
+    with Session(target, initiator=who + "-new") as session:
+        check_equal(attentions(session, 0), [POWER_ON], "unit attentions of another initiator")
 
 
 def test_sigterm_keeps_what_was_written(lab):

@@ -9,11 +9,14 @@
 //! flush and forced write from then on fails with it until the image is opened anew. The engine
 //! reports the errors of the ring through [`File::failed`].
 
+mod handover;
 mod open;
 
 pub use open::{Holder, OpenError};
 
 use super::{Extent, Op, Properties, Started};
+use handover::Handover;
+
 use crate::reactor::{pages::Pages, ring::Ring, sg::Segment};
 use nix::{
     errno::Errno,
@@ -54,12 +57,20 @@ pub struct File {
     /// The error of the first failed flush, 0 before.
     failed: AtomicI32,
     bounces: AtomicU64,
+    /// Only one of several processes that have it open may use it.
+    handover: Option<Handover>,
 }
 
 impl File {
     /// Opens, locks and inspects an image or block device.
     pub fn open(options: &FileOptions) -> Result<Self, OpenError> {
-        open::open(options)
+        open::open(options, false)
+    }
+
+    /// Opens and inspects an image or block device that another process may still be using: nothing
+    /// may be read or written before [`File::acquire`].
+    pub fn open_for_handover(options: &FileOptions) -> Result<Self, OpenError> {
+        open::open(options, true)
     }
 
     /// An operation of the ring failed: after a flush or a forced write, all of them fail from now

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     backend::{Op, Started},
-    model::{Itl, nexus::LunTable},
+    model::{Itl, lu, nexus::LunTable},
     opcode::{Fail, Lane, flag},
     reactor::{Mail, pool::PoolBuf, ring::is_cancelled, sg},
     sense::Sense,
@@ -39,6 +39,13 @@ impl Engine {
 
     /// Runs a task that is not in the table yet.
     pub(super) fn run(&mut self, mut task: Task) {
+        // Looked at after the task was counted: who takes the image away looks at the counts after
+        // saying so, and one of both sees the other.
+        if task.itl.lu.flags() & lu::flag::AWAY != 0
+            && let Err(fail) = task.still_allowed()
+        {
+            return self.end_with(task, Err(fail));
+        }
         task.stage = Stage::Running;
         match (task.media, task.row.lane) {
             (Some(media), _) if task.itl.lu.backend.never_waits() => {

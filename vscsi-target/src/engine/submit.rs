@@ -528,6 +528,9 @@ fn check_medium(lu: &LogicalUnit, flags: u32, row: &Row) -> Result<(), Sense> {
     if flags & lu::flag::NOT_READY != 0 && !row.has(flag::NOT_READY_OK) {
         lu.readiness()?;
     }
+    if flags & lu::flag::AWAY != 0 && !row.needs_no_state() {
+        return Err(Sense::BECOMING_READY);
+    }
     if flags & lu::flag::WRITE_PROTECTED != 0 && row.has(flag::WRITES) {
         return Err(Sense::WRITE_PROTECTED);
     }

@@ -18,6 +18,7 @@ use libsrp::{
 };
 
 mod atomic;
+mod away;
 mod deadline;
 mod races;
 mod random;

@@ -176,6 +176,12 @@ impl Gate {
         found
     }
 
+    /// Whether no task is inside or waits.
+    pub fn is_idle(&self) -> bool {
+        // The counts last: who waited is counted before it stops waiting.
+        !self.raised.load(SeqCst) && self.is_drained(0) && self.is_drained(1)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

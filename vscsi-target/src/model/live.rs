@@ -3,7 +3,7 @@
 //! The file carries the kernel's boot id. A process of the same boot takes the state over: an
 //! initiator that comes back finds its reservations, and no unit attention. A state of another boot
 //! is that of before a power loss, and is ignored; what must survive one is stored elsewhere. A
-//! state that was handed over is for any boot.
+//! state that was handed over ([`super::handover`]) is for any boot.
 //!
 //! Nothing is synced, since what has been handed to the kernel outlives the process. Most changes are
 //! written a moment later by one thread for all logical units, never by a reactor. What a command
@@ -65,6 +65,10 @@ impl LogicalUnit {
     /// When the file cannot be written, and when it is there and cannot be understood: starting
     /// without it could grant what a reservation denies.
     pub fn keep(self: &Arc<Self>) -> Result<(), LiveError> {
+        if self.backend.is_handed_over() {
+            // The state belongs to whoever has the image, and is read when that is this process.
+            return Ok(());
+        }
         match (file(&self.config), boot_id()) {
             (Some(path), Some(boot)) => self.keep_in(path, boot),
             _ => Ok(()),
@@ -137,6 +141,17 @@ impl LogicalUnit {
         {
             tracing::warn!(path = %live.path.display(), %error, "live state cannot be removed");
         }
+    }
+
+    /// Writes the state for a process of any boot, durably, and keeps it no longer.
+    pub(super) fn hand_over(&self) -> Result<(), LiveError> {
+        let Some(live) = self.live.get() else { return Ok(()) };
+        let _alone = live.alone();
+        if live.phase.load(SeqCst) == KEEPING {
+            live.write(None, &self.snapshot(), true)?;
+            live.phase.store(PAUSED, SeqCst);
+        }
+        Ok(())
     }
 
     /// Something changed that an initiator could notice. Costs next to nothing when nothing is kept,

@@ -2,7 +2,8 @@
 //! that orders tasks.
 
 use super::{
-    Attention, Identity, Itl, attention::Attentions, gate::Gate, live::Live, snapshot::Waiting,
+    Attention, Identity, Itl, attention::Attentions, gate::Gate, handover::Handover, live::Live,
+    snapshot::Waiting,
 };
 use crate::{
     backend::Backend,
@@ -33,6 +34,8 @@ pub mod flag {
     pub const ATOMICS: u32 = 16;
     /// It was taken out of service; only tasks in flight still hold it.
     pub const GONE: u32 = 32;
+    /// Another process has its image: [`super::LogicalUnit::acquire`] was not called yet.
+    pub const AWAY: u32 = 64;
 }
 
 /// How a logical unit is set up.
@@ -71,6 +74,8 @@ pub struct LuState {
     pub aca: Option<u64>,
     /// What waits for I_T nexuses that a restored state named, until they are established.
     pub waiting: Vec<Waiting>,
+    /// Another process has its image.
+    pub away: bool,
 }
 
 /// Counters of one logical unit, for LOG SENSE, `vscsi stats` and metrics.
@@ -113,6 +118,7 @@ pub struct LogicalUnit {
     state: Mutex<LuState>,
     turn: Mutex<()>,
     pub(super) live: OnceLock<Live>,
+    pub(super) handover: Handover,
     itls: Mutex<Vec<Weak<Itl>>>,
 }
 
@@ -127,6 +133,7 @@ impl LogicalUnit {
     ) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let reactors = postboxes.len();
+        let away = backend.is_handed_over();
         let lu = Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             config,
@@ -148,9 +155,11 @@ impl LogicalUnit {
                 sanitize_may_exit: false,
                 aca: None,
                 waiting: Vec::new(),
+                away,
             }),
             turn: Mutex::new(()),
             live: OnceLock::new(),
+            handover: Handover::default(),
             itls: Mutex::new(Vec::new()),
         };
         lu.update(|_| ());
@@ -202,7 +211,8 @@ impl LogicalUnit {
 
     /// Conditions, of [`flag`].
     pub fn flags(&self) -> u32 {
-        self.flags.load(Ordering::Acquire)
+        // Ordered with the gate's counts: see `Engine::run`.
+        self.flags.load(Ordering::SeqCst)
     }
 
     /// Sets bits of [`flag`] that no state implies.
@@ -235,6 +245,9 @@ impl LogicalUnit {
         if state.ejected || state.stopped || state.busy.is_some() || state.sanitize_failed {
             bits |= flag::NOT_READY;
         }
+        if state.away {
+            bits |= flag::AWAY | flag::NOT_READY;
+        }
         if state.aca.is_some() {
             bits |= flag::ACA;
         }
@@ -244,7 +257,7 @@ impl LogicalUnit {
         let kept = flag::ATOMICS | flag::GONE;
         let _ = self
             .flags
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(old & kept | bits));
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(old & kept | bits));
         for itl in self.itls() {
             itl.set_reservation_bits(state.reservations.denied(&itl.nexus.identity));
         }
@@ -256,7 +269,9 @@ impl LogicalUnit {
     /// Why media commands cannot run now, if so.
     pub fn readiness(&self) -> Result<(), Sense> {
         let state = self.state();
-        if state.ejected {
+        if state.away {
+            Err(Sense::BECOMING_READY)
+        } else if state.ejected {
             Err(Sense::NO_MEDIUM)
         } else if let Some(busy) = state.busy {
             Err(busy)

@@ -76,8 +76,14 @@ pub fn restore(nexus: &Nexus, bytes: &[u8]) -> Result<(), SnapshotError> {
     let is_new = |lun: u16| units.iter().all(|(itl, _)| itl.number != lun);
     let grown = table.iter().any(|(lun, _)| is_new(lun));
     for (itl, snapshot) in units {
-        let is_shared = itl.lu.itls().iter().any(|other| other.nexus.identity != *is);
-        if is_shared {
+        let is_shared = || itl.lu.itls().iter().any(|other| other.nexus.identity != *is);
+        if itl.lu.is_away() {
+            // Nobody can have changed it here, and it is stored when the image is taken over. The
+            // size may have changed since the image was opened.
+            let _ = itl.lu.backend.resize(None);
+            itl.lu.restore(snapshot)?;
+            itl.lu.state_came();
+        } else if is_shared() {
             itl.lu.resume_one(itl, snapshot);
         } else {
             itl.lu.restore(snapshot)?;
@@ -293,7 +299,7 @@ impl LogicalUnit {
     }
 
     /// Stores what has to survive a power loss. Blocks.
-    fn store(&self) -> Result<(), SnapshotError> {
+    pub(super) fn store(&self) -> Result<(), SnapshotError> {
         let _turn = self.take_turn();
         let (reservations, (_, saved)) = {
             let state = self.state();

@@ -95,9 +95,9 @@ pub(super) struct Progress<'a> {
 
 impl Progress<'_> {
     /// `done` of `total` is done. INTERNAL TARGET FAILURE when the logical unit was taken out of
-    /// service and there is no point in going on.
+    /// service or away, and there is no point in going on.
     pub(super) fn at(&mut self, done: u64, total: u64) -> Result<(), Sense> {
-        if self.lu.flags() & flag::GONE != 0 {
+        if self.lu.flags() & (flag::GONE | flag::AWAY) != 0 {
             return Err(Sense::INTERNAL_FAILURE);
         }
         let part = u128::from(done) * 65535 / u128::from(total.max(1));
@@ -130,7 +130,7 @@ impl Pace {
         let Some(millis) = self.written.saturating_mul(1000).checked_div(lu.erase_rate()) else {
             return;
         };
-        while lu.flags() & flag::GONE == 0
+        while lu.flags() & (flag::GONE | flag::AWAY) == 0
             && let Some(left) = Duration::from_millis(millis).checked_sub(self.start.elapsed())
             && !left.is_zero()
         {

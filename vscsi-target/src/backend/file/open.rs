@@ -1,6 +1,6 @@
 //! Opening an image or a block device: every check that is made once.
 
-use super::{File, FileOptions};
+use super::{File, FileOptions, handover::Handover};
 use crate::{backend::Properties, reactor::pages::Pages};
 use nix::{
     errno::Errno,
@@ -197,19 +197,20 @@ impl Holder {
     }
 }
 
-pub(super) fn open(options: &FileOptions) -> Result<File, OpenError> {
+pub(super) fn open(options: &FileOptions, handover: bool) -> Result<File, OpenError> {
     let FileOptions { path, block_size, read_only, direct } = options.clone();
     if !matches!(block_size, 512 | 4096) {
         return Err(OpenError::BlockSize { path, block_size });
     }
     // Before opening: opening a pipe would wait for its other end.
     kind(&path, &fs::metadata(&path).map_err(|error| refused(options, error))?)?;
-    let file = open_flags(options).map_err(|error| refused(options, error))?;
+    let file = open_flags(options, !handover).map_err(|error| refused(options, error))?;
     let io = |source| OpenError::Io { path: path.clone(), source };
     let meta = file.metadata().map_err(io)?;
     let device = kind(&path, &meta)?;
-    lock(options, &file, &meta)?;
-
+    if !handover {
+        lock(options, &file)?;
+    }
     let len = (&file).seek(SeekFrom::End(0)).map_err(io)?;
     if len == 0 {
         return Err(OpenError::Empty { path });
@@ -227,7 +228,12 @@ pub(super) fn open(options: &FileOptions) -> Result<File, OpenError> {
         false => None,
     };
     let queue = Queue::of(if device { meta.rdev() } else { meta.dev() });
-    let thin = !read_only && if device { queue.unmaps() } else { punches(&file, len) };
+    let thin = !read_only
+        && if device {
+            queue.unmaps()
+        } else {
+            punches(&file, if handover { len + FAR } else { len })
+        };
     let natural = match device {
         true => queue.number("physical_block_size").unwrap_or(4096),
         false => meta.blksize(),
@@ -257,6 +263,7 @@ pub(super) fn open(options: &FileOptions) -> Result<File, OpenError> {
         len: AtomicU64::new(len),
         failed: AtomicI32::new(0),
         bounces: AtomicU64::new(0),
+        handover: handover.then(|| Handover::new(options.clone())),
     })
 }
 
@@ -271,17 +278,17 @@ fn kind(path: &Path, meta: &fs::Metadata) -> Result<bool, OpenError> {
     }
 }
 
-fn open_flags(options: &FileOptions) -> io::Result<fs::File> {
+pub(super) fn open_flags(options: &FileOptions, exclusive: bool) -> io::Result<fs::File> {
     let mut flags = if options.direct { libc::O_DIRECT } else { 0 };
     let device = fs::metadata(&options.path)?.file_type().is_block_device();
-    if device && !options.read_only {
+    if device && exclusive && !options.read_only {
         // For a block device: refused while it is mounted.
         flags |= libc::O_EXCL;
     }
     OpenOptions::new().read(true).write(!options.read_only).custom_flags(flags).open(&options.path)
 }
 
-fn refused(options: &FileOptions, source: io::Error) -> OpenError {
+pub(super) fn refused(options: &FileOptions, source: io::Error) -> OpenError {
     let path = options.path.clone();
     match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
         Errno::ENOENT | Errno::ENOTDIR => OpenError::Missing { path },
@@ -306,22 +313,32 @@ fn refused(options: &FileOptions, source: io::Error) -> OpenError {
 
 /// Locks the whole file, shared for a reader: kept by the open file description until it is closed,
 /// and in the way of everybody who locks by POSIX rules too.
-fn lock(options: &FileOptions, file: &fs::File, meta: &fs::Metadata) -> Result<(), OpenError> {
+pub(super) fn lock(options: &FileOptions, file: &fs::File) -> Result<(), OpenError> {
     let path = options.path.clone();
     let kind = if options.read_only { libc::F_RDLCK } else { libc::F_WRLCK };
-    let whole = libc::flock {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole(kind))) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => {
+            let holder = file.metadata().ok().and_then(|m| Holder::find(m.dev(), m.ino()));
+            Err(OpenError::Locked { path, holder })
+        }
+        Err(errno) => Err(OpenError::NoLocks { path, source: errno.into() }),
+    }
+}
+
+/// Gives up what [`lock`] took.
+pub(super) fn unlock(file: &fs::File) {
+    // Unlocking what this description holds cannot fail.
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&whole(libc::F_UNLCK)));
+}
+
+fn whole(kind: libc::c_int) -> libc::flock {
+    libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,
         l_pid: 0,
-    };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
-        Ok(_) => Ok(()),
-        Err(Errno::EAGAIN | Errno::EACCES) => {
-            Err(OpenError::Locked { path, holder: Holder::find(meta.dev(), meta.ino()) })
-        }
-        Err(errno) => Err(OpenError::NoLocks { path, source: errno.into() }),
     }
 }
 
@@ -343,6 +360,9 @@ fn punches(file: &fs::File, len: u64) -> bool {
     i64::try_from(len.next_multiple_of(4096))
         .is_ok_and(|end| fallocate(file, flags, end, 4096).is_ok())
 }
+
+/// So far behind the end that whoever still has the image does not grow it there meanwhile.
+const FAR: u64 = 1 << 40;
 
 /// The request queue of a block device in sysfs.
 #[derive(Debug)]
