@@ -9,13 +9,17 @@ use std::{
 
 use iscsi::names::target_port_name;
 use thiserror::Error;
+use vmm_glue::controller::Export;
 use vscsi_target::{
     backend::{Backend, File, FileOptions, Mem, Null, OpenError},
-    model::{Identity, LogicalUnit, LuConfig, Model, ModelError, Target},
+    model::{
+        Identity, LogicalUnit, LuConfig, Model, ModelError, Target,
+        reservation::{NexusId, TransportId},
+    },
 };
 
 use crate::{
-    config::{Place, PortalGroup, TargetConfig},
+    config::{Place, PortalGroup, TargetConfig, vhost_user::Controller},
     disk::{Disk, MAX_LUN, Source},
     report::{Exit, Report},
     state::{self, StateError},
@@ -139,6 +143,21 @@ impl Exporter {
         Ok(target)
     }
 
+    /// Adds the ports by which a vhost-user controller's guest reaches its targets. Call it when all
+    /// targets are there, and for one controller after the other as they are configured: relative
+    /// port identifiers count up.
+    pub fn controller(&self, config: &Controller) -> Result<Vec<Export>, ExportError> {
+        let initiator = TransportId::sas(config.name.initiator_address().to_be_bytes());
+        let exports = config.targets.iter().map(|(&id, name)| {
+            let target = self.model.target(name.as_str())?;
+            let address = config.name.target_address(name.as_str());
+            let port = target.add_port(1, PROTOCOL_SAS, format!("naa.{address:016X}"));
+            let initiator = NexusId::new(initiator.clone(), port);
+            Ok(Export { id, target, port, initiator })
+        });
+        exports.collect()
+    }
+
     /// Adds a disk to a target; one without a number gets the lowest that is neither in use nor in
     /// `reserved`.
     pub fn disk(
@@ -230,11 +249,18 @@ fn seed(target: &Target, disk: &Disk, number: u16) -> String {
 }
 
 const PROTOCOL_ISCSI: u8 = 5;
+/// What a guest's SCSI driver takes a virtio-scsi port for.
+const PROTOCOL_SAS: u8 = 6;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{Defaults, Kind};
+    use crate::{
+        config::vhost_user::{ControllerName, Door},
+        disk::{Defaults, Kind},
+    };
+    use iscsi::names::IscsiName;
+    use std::collections::BTreeMap;
     use vscsi_target::reactor::Postboxes;
 
     fn exporter() -> (Exporter, Arc<Target>) {
@@ -270,6 +296,31 @@ mod tests {
         exporter.disk(&target, &ram("1M,serial=A"), &none).unwrap();
         let error = exporter.disk(&target, &ram("1M,serial=A"), &none).unwrap_err();
         assert!(matches!(error, ExportError::Identity { number: 0, .. }));
+    }
+
+    #[test]
+    fn a_controller_has_a_port_of_its_own_in_each_target() {
+        let (before, target) = exporter();
+        let iqn = IscsiName::parse(&target.name).unwrap();
+        let controller = |name| Controller {
+            door: Door::Descriptor(0),
+            queues: 1,
+            name: ControllerName::parse(name).unwrap(),
+            targets: BTreeMap::from([(7, iqn.clone())]),
+        };
+        target.add_port(1, PROTOCOL_ISCSI, "iqn".to_owned());
+        let first = before.controller(&controller("vm1")).unwrap();
+        let second = before.controller(&controller("vm2")).unwrap();
+        assert_eq!((first[0].id, first[0].port, second[0].port), (7, 2, 3));
+        assert_ne!(first[0].initiator.transport_id, second[0].initiator.transport_id);
+        let ports = target.ports();
+        assert_eq!((ports[1].protocol, ports[2].protocol), (6, 6));
+        assert_ne!(ports[1].name, ports[2].name);
+        // After a restart it is the same nexus for reservations.
+        let (after, target) = exporter();
+        target.add_port(1, PROTOCOL_ISCSI, "iqn".to_owned());
+        let again = after.controller(&controller("vm1")).unwrap();
+        assert_eq!(again[0].initiator, first[0].initiator);
     }
 
     #[test]

@@ -3,8 +3,10 @@
 
 mod banner;
 mod fabric;
+mod inherited;
 mod notify;
 mod process;
+mod vhost_user;
 
 use std::{
     path::Path,
@@ -37,6 +39,7 @@ use crate::{
 };
 use fabric::{AnySeed, Reactors};
 use process::ReactorThread;
+use vhost_user::Front;
 
 /// A running target.
 #[derive(Debug)]
@@ -45,6 +48,8 @@ pub struct Daemon {
     pub exporter: Exporter,
     /// What iSCSI's endpoints share.
     pub shared: Arc<Shared>,
+    /// The vhost-user controllers.
+    pub fronts: Vec<Front>,
     /// The reactors' threads by number.
     pub threads: Vec<ReactorThread>,
     /// When it started.
@@ -52,16 +57,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Ends the process as SIGTERM does.
-    pub fn request_stop(&self) {
-        // To this process itself, which may always do that.
-        let _ = kill(nix::unistd::Pid::this(), Signal::SIGTERM);
-    }
-
-    /// Makes every session look at the LUN map, also those that are idle.
+    /// Makes every session and queue look at the LUN map, also those that are idle.
     pub fn refresh_sessions(&self) {
         for facts in self.shared.sessions() {
             self.shared.router.note(facts.place(), Note::Refresh);
+        }
+        for front in &self.fronts {
+            front.refresh();
         }
     }
 }
@@ -134,11 +136,9 @@ pub fn check(path: &Path, json: bool) -> Result<(), Report> {
 pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     let started = Instant::now();
     let config = plan.config;
-    if let Some(controller) = config.vhost_user.first() {
-        let what = format!("the vhost-user controller {} cannot start", controller.name);
-        return Err(Report::new(Exit::Unavailable, "vhost-user", what)
-            .why("this version reads their configuration, and does not serve them yet"));
-    }
+    // Before anything is opened: it takes over inherited descriptors by their numbers. And early, for
+    // guests whose VMM waits to connect again.
+    let doors = vhost_user::open(&config.vhost_user)?;
     process::raise_descriptor_limit();
     // Before any thread: they inherit the mask, so that only the waiting thread gets signals.
     let signals = process::block_signals().map_err(|source| system("signals", source))?;
@@ -151,8 +151,13 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     let inboxes: Vec<_> =
         (0..count).map(|reactor| Inbox::new(reactor, Arc::clone(&postboxes))).collect();
     let router = Arc::new(Reactors::new(inboxes.clone()));
-    let shared = Shared::new(model, router, config.iscsi.preferences, limits(&config.iscsi))
-        .map_err(|source| system("the random source", source))?;
+    let shared = Shared::new(
+        model,
+        Arc::clone(&router) as _,
+        config.iscsi.preferences,
+        limits(&config.iscsi),
+    )
+    .map_err(|source| system("the random source", source))?;
 
     let mut bound = Vec::new();
     for group in &config.portal_groups {
@@ -165,6 +170,7 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
         exporter.target(target, &config.portal_groups).map_err(StartError::from)?;
         shared.set_access(target.name.as_str(), access);
     }
+    let devices = vhost_user::devices(doors, &exporter, &router)?;
     shared.set_discovery(chap(config.discovery_chap.as_ref())?);
     let socket = control_socket(&config.control)?;
 
@@ -176,7 +182,10 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
         inbox.open(AnySeed::Iscsi(bound.seed(Arc::clone(&shared))));
     }
     let (handles, threads): (Vec<_>, Vec<_>) = threads.into_iter().unzip();
-    let daemon = Arc::new(Daemon { exporter, shared: Arc::clone(&shared), threads, started });
+    let (fronts, sockets) = vhost_user::serve(devices, request_stop)
+        .map_err(|source| system("a vhost-user controller", source))?;
+    let daemon =
+        Arc::new(Daemon { exporter, shared: Arc::clone(&shared), fronts, threads, started });
     if let Some(socket) = &socket {
         let daemon = Arc::clone(&daemon);
         socket
@@ -191,6 +200,7 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     notify::notify("STOPPING=1\nSTATUS=finishing what is acknowledged");
     tracing::info!("stopping; a second signal ends the process at once");
     signals.exit_on_next();
+    vhost_user::stop(&daemon.fronts, GRACE);
     shared.stop(GRACE);
     freeze(&daemon);
     stop.store(true, Ordering::Release);
@@ -201,7 +211,7 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
         // A panic ends the whole process, so that joining does not fail.
         let _ = handle.join();
     }
-    drop(socket);
+    drop((socket, sockets));
     flush(&daemon)
 }
 
@@ -215,6 +225,12 @@ fn freeze(daemon: &Daemon) {
             }
         }
     }
+}
+
+/// Ends the process as SIGTERM does.
+pub fn request_stop() {
+    // To this process itself, which may always do that.
+    let _ = kill(nix::unistd::Pid::this(), Signal::SIGTERM);
 }
 
 /// Everything acknowledged to the medium.

@@ -6,7 +6,7 @@ use std::{
     os::{
         fd::AsRawFd,
         unix::{
-            fs::{FileTypeExt, PermissionsExt},
+            fs::{FileTypeExt, MetadataExt, PermissionsExt},
             net::UnixListener,
         },
     },
@@ -66,6 +66,8 @@ impl SocketError {
 #[derive(Debug)]
 pub struct Listening {
     path: PathBuf,
+    /// Device and inode of the file: another process may have put its own in its place.
+    file: (u64, u64),
     /// Where connections arrive.
     pub listener: UnixListener,
 }
@@ -96,7 +98,8 @@ impl Listening {
             Errno::EADDRINUSE => SocketError::InUse(path.to_owned()),
             errno => create(errno),
         })?;
-        let bound = Self { path: path.to_owned(), listener: UnixListener::from(socket) };
+        let file = identity(path).map_err(refused)?;
+        let bound = Self { path: path.to_owned(), file, listener: UnixListener::from(socket) };
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(refused)?;
         listen(&bound.listener, Backlog::MAXCONN).map_err(create)?;
         Ok(bound)
@@ -110,8 +113,15 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if identity(&self.path).is_ok_and(|file| file == self.file) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let meta = fs::symlink_metadata(path)?;
+    Ok((meta.dev(), meta.ino()))
 }
 
 /// Whether a process listens on the socket; without waiting until it accepts.
@@ -144,6 +154,18 @@ mod tests {
         let left = scratch("left");
         drop(UnixListener::bind(&left).unwrap());
         assert!(Listening::bind(&left, 0o600).is_ok());
+    }
+
+    #[test]
+    fn a_socket_of_another_process_in_its_place_stays() {
+        let path = scratch("other");
+        let first = Listening::bind(&path, 0o600).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = Listening::bind(&path, 0o600).unwrap();
+        drop(first);
+        assert!(is_listened_on(&path).unwrap());
+        drop(second);
+        assert!(!path.exists());
     }
 
     #[test]

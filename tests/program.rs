@@ -1,109 +1,16 @@
 //! The program as a user meets it: what it prints, how it ends, what the control socket does.
 #![allow(clippy::unwrap_used)] // What is not as expected fails the test.
 
+mod common;
+
 use std::{
-    fs::{self, File},
-    io::{BufRead, BufReader, Read, Write},
+    fs,
+    io::{Read, Write},
     net::TcpStream,
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    path::Path,
 };
 
-const VSCSI: &str = env!("CARGO_BIN_EXE_vscsi");
-
-/// A directory of a test's own.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("vscsi-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn image(&self, name: &str) -> String {
-        let path = self.0.join(name);
-        File::create(&path).unwrap().set_len(1 << 20).unwrap();
-        self.text(&path)
-    }
-
-    fn control(&self) -> String {
-        self.text(&self.0.join("control.sock"))
-    }
-
-    fn text(&self, path: &Path) -> String {
-        path.to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A running target, ended with the test.
-struct Target {
-    child: Child,
-    portal: String,
-    control: String,
-}
-
-impl Target {
-    fn start(scratch: &Scratch, args: &[&str]) -> Self {
-        let control = scratch.control();
-        let state = scratch.text(&scratch.0.join("state"));
-        let mut child = Command::new(VSCSI)
-            .args(["serve", "--json", "--iscsi", "127.0.0.1:0", "--allow-any"])
-            .args(["--reactors", "1", "--control", &control, "--state-dir", &state])
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
-        let portal = ready["portals"][0]["address"].as_str().unwrap().to_owned();
-        Self { child, portal, control }
-    }
-
-    fn ask(&self, args: &[&str]) -> Output {
-        vscsi(&[&["--control", &self.control], args].concat())
-    }
-
-    /// What a command answers in JSON.
-    fn json(&self, args: &[&str]) -> serde_json::Value {
-        let output = self.ask(&[&["--json"], args].concat());
-        assert!(output.status.success(), "{}", error(&output));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    /// Ends it; gives the exit code and the log.
-    fn stop(mut self) -> (Option<i32>, String) {
-        assert!(self.ask(&["shutdown"]).status.success());
-        let code = self.child.wait().unwrap().code();
-        let mut log = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-        (code, log)
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn vscsi(args: &[&str]) -> Output {
-    Command::new(VSCSI).args(args).env_remove("VSCSI_LOG").output().unwrap()
-}
-
-fn error(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use common::{Scratch, Target, error, vscsi};
 
 #[test]
 fn disks_are_listed_in_the_order_given_and_shutdown_ends_with_0() {
@@ -153,7 +60,7 @@ fn an_idle_session_does_not_keep_a_removed_image() {
     let scratch = Scratch::new("idle");
     let image = scratch.image("a.img");
     let target = Target::start(&scratch, &[&image]);
-    let _session = log_in(&target.portal);
+    let _session = log_in(target.portal());
     assert_eq!(target.json(&["session", "list"])[0]["initiator"], "iqn.2026-11.test:idle");
     assert!(target.ask(&["lun", "rm", "0"]).status.success());
     assert_eq!(target.json(&["lun", "add", &image])["lun"], 0);
@@ -164,7 +71,7 @@ fn an_idle_session_does_not_keep_a_removed_image() {
 fn a_kicked_session_is_gone() {
     let scratch = Scratch::new("kick");
     let target = Target::start(&scratch, &["--ram", "1M"]);
-    let mut session = log_in(&target.portal);
+    let mut session = log_in(target.portal());
     let id = target.json(&["session", "list"])[0]["id"].to_string();
     assert!(target.ask(&["session", "kick", &id]).status.success());
     // An Asynchronous Message may come first; then the connection ends.
@@ -212,11 +119,11 @@ fn a_disk_grows_and_does_not_shrink_unasked() {
 fn a_port_in_use_is_named_with_a_remedy() {
     let scratch = Scratch::new("port");
     let target = Target::start(&scratch, &[]);
-    let args = ["serve", "--iscsi", &target.portal, "--allow-any", "--control", "none"];
+    let args = ["serve", "--iscsi", target.portal(), "--allow-any", "--control", "none"];
     let second = vscsi(&args);
     assert_eq!(second.status.code(), Some(75));
     let error = error(&second);
-    assert!(error.contains(&target.portal) && error.contains("  fix: "), "{error}");
+    assert!(error.contains(target.portal()) && error.contains("  fix: "), "{error}");
 }
 
 #[test]

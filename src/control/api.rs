@@ -1,6 +1,8 @@
 //! What goes over the control socket: parameters and results of each verb. Fields keep their order
 //! and names; new ones are added at the end.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::report::{Exit, Report};
@@ -118,6 +120,44 @@ pub struct LunInfo {
     pub naa: String,
     /// I_T nexuses that see it.
     pub nexuses: usize,
+}
+
+/// Who may send commands, as `session.list` has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "transport")]
+pub enum Session {
+    /// An iSCSI session.
+    #[serde(rename = "iscsi")]
+    Iscsi(SessionInfo),
+    /// A vhost-user controller, whether or not a VMM uses it.
+    #[serde(rename = "vhost-user")]
+    VhostUser(ControllerInfo),
+}
+
+/// A vhost-user controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerInfo {
+    /// Its name.
+    pub name: String,
+    /// The socket; nothing where the VMM was connected from the start.
+    pub socket: Option<PathBuf>,
+    /// A VMM is connected.
+    pub connected: bool,
+    /// Request queues there can be.
+    pub queues: u16,
+    /// Virtqueues that the guest runs now, with those for control and events.
+    pub queues_running: u16,
+    /// Its targets.
+    pub targets: Vec<TargetEntry>,
+}
+
+/// A target of a controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetEntry {
+    /// What the guest addresses it with.
+    pub id: u8,
+    /// Its name.
+    pub target: String,
 }
 
 /// A session.

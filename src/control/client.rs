@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::{
-    api::{Fault, LunAdd, LunInfo, LunResize, LunRm, SessionInfo, SessionKick, Stats},
+    api::{Fault, LunAdd, LunInfo, LunResize, LunRm, Session, SessionKick, Stats},
     socket, table,
 };
 use crate::{
@@ -117,8 +117,8 @@ pub fn lun(command: &cli::Lun, common: &Common) -> Result<(), Report> {
 pub fn session(command: &cli::Session, common: &Common) -> Result<(), Report> {
     match command {
         cli::Session::List => {
-            let sessions: Vec<SessionInfo> = ask(common, "session.list", json!({}))?;
-            show(common, &sessions, || table::sessions(&sessions))
+            let sessions: Vec<Session> = ask(common, "session.list", json!({}))?;
+            show(common, &sessions, || table::who(&sessions))
         }
         cli::Session::Kick { id } => {
             let id = id.parse().map_err(|_| {

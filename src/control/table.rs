@@ -1,7 +1,7 @@
 //! Tables for people.
 
 use crate::{
-    control::api::{LunInfo, SessionInfo, Stats},
+    control::api::{ControllerInfo, LunInfo, Session, SessionInfo, Stats},
     size,
 };
 
@@ -30,8 +30,44 @@ pub fn luns(luns: &[LunInfo]) -> String {
     align(&rows)
 }
 
+/// Sessions, then controllers.
+pub fn who(who: &[Session]) -> String {
+    let (mut logged_in, mut controllers) = (Vec::new(), Vec::new());
+    for session in who {
+        match session {
+            Session::Iscsi(session) => logged_in.push(session.clone()),
+            Session::VhostUser(controller) => controllers.push(controller),
+        }
+    }
+    match (logged_in.is_empty(), controllers.is_empty()) {
+        (_, true) => sessions(&logged_in),
+        (true, false) => vhost_user(&controllers),
+        (false, false) => format!("{}\n{}", sessions(&logged_in), vhost_user(&controllers)),
+    }
+}
+
+fn vhost_user(controllers: &[&ControllerInfo]) -> String {
+    let mut rows = vec![row(["CONTROLLER", "STATE", "QUEUES", "TARGETS", "SOCKET"])];
+    rows.extend(controllers.iter().map(|controller| {
+        let targets: Vec<String> = controller
+            .targets
+            .iter()
+            .map(|entry| format!("{}={}", entry.id, entry.target))
+            .collect();
+        let socket = controller.socket.as_ref().map(|path| path.display().to_string());
+        row([
+            controller.name.as_str(),
+            if controller.connected { "connected" } else { "waiting" },
+            &format!("{} running", controller.queues_running),
+            &targets.join(" "),
+            socket.as_deref().unwrap_or("(inherited)"),
+        ])
+    }));
+    align(&rows)
+}
+
 /// Sessions.
-pub fn sessions(sessions: &[SessionInfo]) -> String {
+fn sessions(sessions: &[SessionInfo]) -> String {
     if sessions.is_empty() {
         return "nobody is logged in\n".to_owned();
     }
@@ -130,11 +166,28 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::api::TargetEntry;
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [row(["A", "B"]), row(["long", "x"])];
         assert_eq!(align(&rows), "A     B\nlong  x\n");
+    }
+
+    #[test]
+    fn controllers_are_listed_with_their_state() {
+        let controller = ControllerInfo {
+            name: "vm1".to_owned(),
+            socket: Some("/run/vm1.sock".into()),
+            connected: true,
+            queues: 4,
+            queues_running: 6,
+            targets: vec![TargetEntry { id: 0, target: "iqn.x:a".to_owned() }],
+        };
+        let expected = "CONTROLLER  STATE      QUEUES     TARGETS    SOCKET\n\
+                        vm1         connected  6 running  0=iqn.x:a  /run/vm1.sock\n";
+        assert_eq!(who(&[Session::VhostUser(controller)]), expected);
+        assert_eq!(who(&[]), "nobody is logged in\n");
     }
 
     #[test]

@@ -13,15 +13,15 @@ use vscsi_target::model::{LogicalUnit, Target, lu::Counters};
 
 use super::{
     api::{
-        ConnectionInfo, LunAdd, LunInfo, LunResize, LunRm, LunStats, ReactorStats, SessionInfo,
-        SessionKick, Stats, Version,
+        ConnectionInfo, LunAdd, LunInfo, LunResize, LunRm, LunStats, ReactorStats, Session,
+        SessionInfo, SessionKick, Stats, Version,
     },
     rpc::{Failure, Outcome, parameters, result},
 };
 use crate::{
     disk::{Disk, Source},
     report::{Exit, Report},
-    serve::Daemon,
+    serve::{Daemon, request_stop},
     size,
 };
 
@@ -32,12 +32,12 @@ pub fn call(daemon: &Daemon, method: &str, params: Value) -> Outcome {
         "lun.rm" => lun_rm(daemon, &parameters(params)?),
         "lun.resize" => lun_resize(daemon, &parameters(params)?),
         "lun.list" => result(luns(daemon)),
-        "session.list" => result(sessions(daemon)),
+        "session.list" => result(who(daemon)),
         "session.kick" => session_kick(daemon, &parameters(params)?),
         "stats" => result(stats(daemon)),
         "version" => result(version()),
         "shutdown" => {
-            daemon.request_stop();
+            request_stop();
             Ok(json!({}))
         }
         unknown => Err(Failure::UnknownMethod(unknown.to_owned())),
@@ -196,6 +196,11 @@ fn lun_info(target: &Target, number: u16, lu: &LogicalUnit) -> LunInfo {
         naa: format!("naa.{:016x}", lu.config.identity.naa),
         nexuses: lu.itls().len(),
     }
+}
+
+fn who(daemon: &Daemon) -> Vec<Session> {
+    let controllers = daemon.fronts.iter().map(|front| Session::VhostUser(front.info()));
+    sessions(daemon).into_iter().map(Session::Iscsi).chain(controllers).collect()
 }
 
 fn sessions(daemon: &Daemon) -> Vec<SessionInfo> {

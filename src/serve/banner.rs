@@ -32,8 +32,10 @@ pub fn print(
 pub fn status(daemon: &Daemon, portals: &[(SocketAddr, u16)]) -> String {
     let targets = daemon.exporter.model.targets();
     let luns: usize = targets.iter().map(|target| target.luns().len()).sum();
-    let addresses: Vec<String> = portals.iter().map(|(address, _)| address.to_string()).collect();
-    format!("{luns} LUNs of {} targets on {}", targets.len(), addresses.join(", "))
+    let addresses = portals.iter().map(|(address, _)| address.to_string());
+    let sockets = daemon.fronts.iter().map(|front| front.place());
+    let places: Vec<String> = addresses.chain(sockets).collect();
+    format!("{luns} LUNs of {} targets on {}", targets.len(), places.join(", "))
 }
 
 fn object(daemon: &Daemon, portals: &[(SocketAddr, u16)], control: Option<&Path>) -> String {
@@ -51,7 +53,14 @@ fn object(daemon: &Daemon, portals: &[(SocketAddr, u16)], control: Option<&Path>
         .iter()
         .map(|(address, tag)| json!({"address": address.to_string(), "tag": tag}))
         .collect();
-    format!("{}\n", json!({"targets": targets, "portals": portals, "control": control}))
+    let controllers: Vec<_> = daemon.fronts.iter().map(|front| front.facts()).collect();
+    let object = json!({
+        "targets": targets,
+        "portals": portals,
+        "control": control,
+        "vhost_user": controllers,
+    });
+    format!("{object}\n")
 }
 
 fn text(
@@ -69,6 +78,15 @@ fn text(
     for target in &config.targets {
         text += &about(daemon, target, portals);
     }
+    for (index, front) in daemon.fronts.iter().enumerate() {
+        text += &front.about();
+        match front.socket() {
+            Some(socket) if index < MOST_TO_PASTE => {
+                text += &plug(&socket.to_string_lossy(), front.queues(), index);
+            }
+            _ => {}
+        }
+    }
     match control {
         Some(path) => text += &format!("\nControl socket: {}\n", path.display()),
         None => text += "\nThere is no control socket.\n",
@@ -83,7 +101,10 @@ fn about(daemon: &Daemon, target: &TargetConfig, portals: &[(SocketAddr, u16)]) 
         .map(|(address, _)| *address)
         .collect();
     let addresses: Vec<String> = reached.iter().map(SocketAddr::to_string).collect();
-    let mut text = format!("\nTarget {} on {}\n", target.name, addresses.join(", "));
+    let mut text = match addresses.is_empty() {
+        true => format!("\nTarget {}\n", target.name),
+        false => format!("\nTarget {} on {}\n", target.name, addresses.join(", ")),
+    };
     let luns = daemon.exporter.model.target(target.name.as_str()).map(|t| t.luns());
     let luns = luns.unwrap_or_default();
     if luns.is_empty() {
@@ -101,6 +122,7 @@ fn about(daemon: &Daemon, target: &TargetConfig, portals: &[(SocketAddr, u16)]) 
             if lu.config.removable { ", removable" } else { "" },
         );
     }
+    let Some(&first) = reached.first() else { return text };
     let who = match &target.allow {
         Allow::Any if reached.iter().all(|address| address.ip().is_loopback()) => {
             "every initiator of this host".to_owned()
@@ -113,10 +135,7 @@ fn about(daemon: &Daemon, target: &TargetConfig, portals: &[(SocketAddr, u16)]) 
     };
     let chap = if target.chap.is_some() { ", with CHAP" } else { "" };
     text += &format!("  may log in: {who}{chap}\n");
-    if let Some(&first) = reached.first() {
-        text += &paste(target.name.as_str(), first, luns.first().map_or(0, |(number, _)| *number));
-    }
-    text
+    text + &paste(target.name.as_str(), first, luns.first().map_or(0, |(number, _)| *number))
 }
 
 /// Lines for the initiators people have.
@@ -131,6 +150,40 @@ fn paste(name: &str, address: SocketAddr, lun: u16) -> String {
     )
 }
 
+/// Lines for the VMMs people have. `index` makes names that are unique in one VMM.
+fn plug(socket: &str, queues: u16, index: usize) -> String {
+    // QEMU ends a value at a comma; Cloud Hypervisor takes a value between quotes as it is.
+    let qemu = shell(&socket.replace(',', ",,"));
+    let quoted = socket.contains([',', '[', ']', '"']);
+    let hypervisor =
+        if quoted { format!("\"{}\"", socket.replace('"', "\"\"")) } else { socket.into() };
+    let sizes = vec!["128"; usize::from(queues) + 2].join(",");
+    let device = shell(&format!("socket={hypervisor},device_type=scsi,queue_sizes=[{sizes}]"));
+    let shared = "-object memory-backend-memfd,id=m,size=2G,share=on -machine memory-backend=m";
+    let plugged = format!("-device vhost-user-scsi-pci,chardev=s{index},num_queues={queues}");
+    format!(
+        "\n  QEMU:     {shared} \\\n\
+         \x20           -chardev socket,id=s{index},path={qemu},reconnect-ms=200 \\\n\
+         \x20           {plugged}\n\
+         \x20 QEMU before 9.2:\n\
+         \x20           {shared} \\\n\
+         \x20           -chardev socket,id=s{index},path={qemu},reconnect=1 \\\n\
+         \x20           {plugged}\n\
+         \x20 Cloud Hypervisor:\n\
+         \x20           --memory size=2G,shared=on \\\n\
+         \x20           --generic-vhost-user {device}\n"
+    )
+}
+
+/// A word as a shell takes it.
+fn shell(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=+@%".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
 /// An address that a peer can type: the host's name where every address is listened on.
 fn reachable(address: SocketAddr) -> String {
     if !address.ip().is_unspecified() {
@@ -143,9 +196,34 @@ fn reachable(address: SocketAddr) -> String {
     }
 }
 
+/// Controllers that lines are printed for; the others differ in the socket only.
+const MOST_TO_PASTE: usize = 4;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_to_paste_name_socket_and_queues() {
+        let text = plug("/run/vscsi/vm1.sock", 2, 1);
+        for line in [
+            "-machine memory-backend=m \\\n",
+            "-chardev socket,id=s1,path=/run/vscsi/vm1.sock,reconnect-ms=200 \\\n",
+            "-chardev socket,id=s1,path=/run/vscsi/vm1.sock,reconnect=1 \\\n",
+            "-device vhost-user-scsi-pci,chardev=s1,num_queues=2\n",
+            "--generic-vhost-user 'socket=/run/vscsi/vm1.sock,device_type=scsi,\
+             queue_sizes=[128,128,128,128]'\n",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_quoted_for_shell_and_vmm() {
+        let text = plug("/a b,c'd", 1, 0);
+        assert!(text.contains("-chardev socket,id=s0,path='/a b,,c'\\''d',reconnect-ms"), "{text}");
+        assert!(text.contains("'socket=\"/a b,c'\\''d\",device_type=scsi"), "{text}");
+    }
 
     #[test]
     fn lines_to_paste_name_portal_target_and_lun() {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use iscsi::{endpoint, registry::Place, shared::Router};
+use vmm_glue::{controller, queue};
 use vscsi_target::{
     engine::Completion,
     reactor::{Cx, Endpoint, Inbox, Ready},
@@ -13,6 +14,8 @@ use vscsi_target::{
 pub enum AnyEndpoint {
     /// iSCSI over TCP.
     Iscsi(endpoint::Endpoint),
+    /// A virtqueue of a vhost-user-scsi controller.
+    Vhost(queue::Queue),
 }
 
 /// What makes one.
@@ -20,6 +23,8 @@ pub enum AnyEndpoint {
 pub enum AnySeed {
     /// iSCSI over TCP.
     Iscsi(endpoint::Seed),
+    /// A virtqueue of a vhost-user-scsi controller.
+    Vhost(queue::Seed),
 }
 
 /// A message to one.
@@ -27,6 +32,8 @@ pub enum AnySeed {
 pub enum AnyNote {
     /// iSCSI over TCP.
     Iscsi(endpoint::Note),
+    /// A virtqueue of a vhost-user-scsi controller.
+    Vhost(queue::Note),
 }
 
 impl Endpoint for AnyEndpoint {
@@ -36,54 +43,65 @@ impl Endpoint for AnyEndpoint {
     fn open(seed: AnySeed, cx: &mut Cx<'_>) -> Option<Self> {
         match seed {
             AnySeed::Iscsi(seed) => endpoint::Endpoint::open(seed, cx).map(Self::Iscsi),
+            AnySeed::Vhost(seed) => queue::Queue::open(seed, cx).map(Self::Vhost),
         }
     }
 
     fn note(&mut self, note: AnyNote, cx: &mut Cx<'_>) {
         match (self, note) {
             (Self::Iscsi(endpoint), AnyNote::Iscsi(note)) => endpoint.note(note, cx),
+            (Self::Vhost(queue), AnyNote::Vhost(note)) => queue.note(note, cx),
+            // Places name generations, so that a message never reaches another endpoint.
+            (Self::Iscsi(_), AnyNote::Vhost(_)) | (Self::Vhost(_), AnyNote::Iscsi(_)) => {}
         }
     }
 
     fn ready(&mut self, source: u32, ready: Ready, cx: &mut Cx<'_>) {
         match self {
             Self::Iscsi(endpoint) => endpoint.ready(source, ready, cx),
+            Self::Vhost(queue) => queue.ready(source, ready, cx),
         }
     }
 
     fn completed(&mut self, completion: Completion, cx: &mut Cx<'_>) {
         match self {
             Self::Iscsi(endpoint) => endpoint.completed(completion, cx),
+            Self::Vhost(queue) => queue.completed(completion, cx),
         }
     }
 
     fn expired(&mut self, cx: &mut Cx<'_>) {
         match self {
             Self::Iscsi(endpoint) => endpoint.expired(cx),
+            Self::Vhost(queue) => queue.expired(cx),
         }
     }
 
     fn flush(&mut self, cx: &mut Cx<'_>) {
         match self {
             Self::Iscsi(endpoint) => endpoint.flush(cx),
+            Self::Vhost(queue) => queue.flush(cx),
         }
     }
 
     fn poll(&mut self, cx: &mut Cx<'_>) -> bool {
         match self {
             Self::Iscsi(endpoint) => endpoint.poll(cx),
+            Self::Vhost(queue) => queue.poll(cx),
         }
     }
 
     fn rest(&mut self, cx: &mut Cx<'_>) -> bool {
         match self {
             Self::Iscsi(endpoint) => endpoint.rest(cx),
+            Self::Vhost(queue) => queue.rest(cx),
         }
     }
 
     fn stop(&mut self, cx: &mut Cx<'_>) {
         match self {
             Self::Iscsi(endpoint) => endpoint.stop(cx),
+            Self::Vhost(queue) => queue.stop(cx),
         }
     }
 }
@@ -120,6 +138,24 @@ impl Router for Reactors {
     fn note(&self, to: Place, note: endpoint::Note) {
         if let Some(inbox) = self.inboxes.get(usize::from(to.reactor)) {
             inbox.note(to.endpoint, AnyNote::Iscsi(note));
+        }
+    }
+}
+
+impl controller::Router for Reactors {
+    fn reactors(&self) -> u16 {
+        self.inboxes.len() as u16
+    }
+
+    fn open(&self, reactor: u16, seed: queue::Seed) {
+        if let Some(inbox) = self.inboxes.get(usize::from(reactor)) {
+            inbox.open(AnySeed::Vhost(seed));
+        }
+    }
+
+    fn note(&self, to: controller::Place, note: queue::Note) {
+        if let Some(inbox) = self.inboxes.get(usize::from(to.reactor)) {
+            inbox.note(to.endpoint, AnyNote::Vhost(note));
         }
     }
 }

@@ -67,6 +67,8 @@ pub enum Note {
     Log(Option<Arc<DirtyLog>>, SyncSender<()>),
     /// There are events to tell.
     Event,
+    /// Look at the LUN map: what was removed is not held any more.
+    Refresh,
     /// Keep this until everything completed so far is published.
     Barrier(Arc<control::Barrier>),
     /// Everything that a task management function (by its chain) aborted is published.
@@ -193,6 +195,12 @@ impl Queue {
             Note::Kick(kick) => self.set_kick(kick, cx),
             Note::Event => {
                 self.fetch(cx);
+            }
+            Note::Refresh => {
+                let views = self.running.iter_mut().flat_map(|running| &mut running.views);
+                for view in views.flatten() {
+                    view.table();
+                }
             }
             Note::Barrier(barrier) => self.barriers.push(barrier),
             Note::Passed(id) => {
