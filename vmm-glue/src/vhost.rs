@@ -22,6 +22,7 @@
 mod connection;
 mod device;
 mod fault;
+mod transfer;
 mod vring;
 
 use std::{

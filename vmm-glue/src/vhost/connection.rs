@@ -31,6 +31,9 @@ pub(super) enum Broken {
     /// The socket failed.
     #[error("its socket failed: {0}")]
     Socket(#[from] io::Error),
+    /// The file behind the memory was truncated.
+    #[error("the memory that the VMM shared was taken away")]
+    Lost,
     /// A part of a message.
     #[error("it ended in the middle of a message")]
     Partial,
@@ -102,6 +105,9 @@ impl Connection {
                 self.handle(head)?;
             } else {
                 self.tolerate(head)?;
+            }
+            if self.device().has_lost_memory() {
+                return Err(Broken::Lost);
             }
         }
         Ok(())

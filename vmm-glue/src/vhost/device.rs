@@ -25,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{
     fault::Fault,
+    transfer::{Transfer, TransferError},
     vring::{self, Addresses, Vring},
 };
 use crate::{
@@ -53,6 +54,7 @@ pub(super) struct Device {
     /// The log that the VMM gave, used while LOG_ALL is set.
     log: Option<Arc<DirtyLog>>,
     config: Config,
+    transfer: Option<Transfer>,
     /// Kept open for the VMM; this device has nothing to say there.
     _backend: Option<Backend>,
     /// The last message could not be done.
@@ -71,6 +73,7 @@ impl Device {
             inflight: None,
             log: None,
             config: Config::new(controller.queues),
+            transfer: None,
             _backend: None,
             refused: false,
             controller,
@@ -80,6 +83,11 @@ impl Device {
     /// Whether the last message was refused; asked once.
     pub(super) fn take_refused(&mut self) -> bool {
         std::mem::take(&mut self.refused)
+    }
+
+    /// Whether memory was taken away that the VMM shared before.
+    pub(super) fn has_lost_memory(&self) -> bool {
+        self.map.as_ref().is_some_and(|map| map.is_lost())
     }
 
     /// Whether messages are acknowledged that ask for it.
@@ -534,15 +542,28 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn set_device_state_fd(
         &mut self,
-        _direction: VhostTransferStateDirection,
+        direction: VhostTransferStateDirection,
         _phase: VhostTransferStatePhase,
-        _file: File,
+        file: File,
     ) -> Answer<Option<File>> {
-        self.answer(Err(Fault::Unsupported("DEVICE_STATE")))
+        let begun = if self.vrings.iter().any(|vring| vring.running) {
+            Err(TransferError::Running)
+        } else if direction == VhostTransferStateDirection::SAVE {
+            Transfer::save(&self.controller, file)
+        } else {
+            Transfer::load(file)
+        };
+        self.transfer = Some(self.answer(begun.map_err(Fault::from))?);
+        // The front end's own pipe is used.
+        Ok(None)
     }
 
     fn check_device_state(&mut self) -> Answer<()> {
-        self.answer(Err(Fault::Unsupported("DEVICE_STATE")))
+        let done = match self.transfer.take() {
+            Some(transfer) => transfer.finish(&self.controller),
+            None => Err(TransferError::Nothing),
+        };
+        self.answer(done.map_err(Fault::from))
     }
 
     fn get_shmem_config(&mut self) -> Answer<VhostUserShMemConfig> {
@@ -614,6 +635,7 @@ const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
-    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::DEVICE_STATE);
 /// After how long waiting for a queue is told.
 const TELL_AFTER: Duration = Duration::from_secs(10);

@@ -4,6 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
+use super::transfer::TransferError;
 use crate::{memory::MemoryError, ring::RingError};
 
 /// Why a message cannot be done.
@@ -63,6 +64,9 @@ pub(super) enum Fault {
         /// Entries of each.
         size: u16,
     },
+    /// The device's state does not arrive.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     /// A descriptor that does not notify.
     #[error("the descriptor for queue {0} is not an eventfd")]
     NotEvent(u8),
