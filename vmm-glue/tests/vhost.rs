@@ -1,5 +1,7 @@
 //! The vhost-user front door, as VMMs use it and as they should not.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // A test fails by them.
+
 mod common;
 
 use std::{
@@ -220,7 +222,7 @@ fn messages_that_were_not_negotiated_are_tolerated() {
     // Without the wish for an answer there is none.
     device.link.send(Header::new(4711, 3), &[1; 3], &[]).unwrap();
     // Every feature there is.
-    device.link.frontend().set_features(u64::MAX & !feature::LOG_ALL).unwrap();
+    device.link.frontend().set_features(!feature::LOG_ALL).unwrap();
     // A descriptor with REM_MEM_REG, here for a region that is not there.
     let refused = device.link.call(REM_MEM_REG, &[7; 40], &[fd]);
     assert!(matches!(refused, Err(Error::Refused { .. })));

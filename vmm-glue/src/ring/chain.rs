@@ -62,7 +62,7 @@ impl Chain {
         follow: bool,
     ) -> bool {
         let count = len / DESCRIPTOR;
-        if len % DESCRIPTOR != 0 || count == 0 || count > MOST_INDIRECT {
+        if !len.is_multiple_of(DESCRIPTOR) || count == 0 || count > MOST_INDIRECT {
             return false;
         }
         let Some(table) = Table::at(map, addr, len as usize) else { return false };
