@@ -15,6 +15,7 @@ use vscsi_target::engine::{
     Completion, DataIn, DataOut, Engine, Memory, Outcome, Owner, Submitted,
 };
 use vscsi_target::model::reservation::{Capabilities, NexusId, Reservations, TransportId};
+use vscsi_target::model::snapshot;
 use vscsi_target::model::{Identity, LogicalUnit, LuConfig, Model, Nexus, NexusView, Target};
 use vscsi_target::opcode::{Row, Transfer};
 use vscsi_target::reactor::sg::Segment;
@@ -106,6 +107,26 @@ pub fn saved(data: &[u8]) {
     let _ = fs::remove_file(&path);
 }
 
+/// The live state of logical units as another host may send it: what is taken over is what is given
+/// on, and the logical unit works with it.
+pub fn live(data: &[u8]) {
+    let Some(mut rig) = Rig::new() else { return };
+    rig.nexuses.truncate(1);
+    let nexus = Arc::clone(rig.nexuses[0].nexus());
+    if snapshot::restore(&nexus, data).is_ok() {
+        let once = snapshot::save(&nexus);
+        assert!(snapshot::restore(&nexus, &once).is_ok());
+        assert_eq!(snapshot::save(&nexus), once);
+        rig.call(&[0; 6], &[], 0);
+        rig.call(&[0x1A, 0, 0x3F, 0, 255, 0], &[], 255);
+        rig.call(&[0x5E, 3, 0, 0, 0, 0, 0, 4, 0, 0], &[], 1024);
+        rig.call(&[0x1B, 0, 0, 0, 2, 0], &[], 0);
+        rig.lu.update(|state| state.waiting.clear());
+    }
+    drop(nexus);
+    rig.finish();
+}
+
 /// Seeds of [`command`]: each is a command with what its CDB needs, then one of each other step.
 pub fn command_seeds() -> Vec<Seed> {
     let seed = |name, steps: &[&[u8]]| Seed { name, bytes: steps.concat() };
@@ -176,6 +197,26 @@ pub fn saved_seeds() -> Vec<Seed> {
         Seed { name: "modes", bytes: modes.as_bytes().to_vec() },
         Seed { name: "reservations", bytes: reservations },
     ]
+}
+
+/// Seeds of [`live`].
+pub fn live_seeds() -> Vec<Seed> {
+    let Some(mut rig) = Rig::new() else { return Vec::new() };
+    let seed = |name, rig: &Rig| Seed { name, bytes: snapshot::save(rig.nexuses[0].nexus()) };
+    let calm = seed("calm", &rig);
+    let register = [[0; 8], KEY, [0; 8]].concat();
+    rig.call(&[0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0], &register, 0);
+    rig.call(&[0x5F, 1, 5, 0, 0, 0, 0, 0, 24, 0], &[&KEY[..], &[0; 16]].concat(), 0);
+    rig.call(&[0x1E, 0, 0, 0, 1, 0], &[], 0);
+    rig.lu.resized();
+    let registered = seed("registered", &rig);
+    rig.lu.update(|state| {
+        state.reservations = Reservations::default();
+        (state.stopped, state.ejected, state.sanitize_failed) = (true, true, true);
+    });
+    while rig.nexuses[0].find(Lun::default()).is_some_and(|itl| itl.take_attention().is_some()) {}
+    rig.call(&[0x16, 0, 0, 0, 0, 0], &[], 0);
+    vec![calm, registered, seed("reserved", &rig)]
 }
 
 /// The rest of an input.

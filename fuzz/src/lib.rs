@@ -39,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "core_command", run: core::command, seeds: core::command_seeds },
     Target { name: "core_parameters", run: core::parameters, seeds: core::parameters_seeds },
     Target { name: "core_saved", run: core::saved, seeds: core::saved_seeds },
+    Target { name: "core_live", run: core::live, seeds: core::live_seeds },
     Target { name: "iscsi_pdu", run: iscsi::pdu, seeds: iscsi::pdu_seeds },
     Target { name: "iscsi_text", run: iscsi::text, seeds: iscsi::text_seeds },
     Target { name: "iscsi_login", run: iscsi::login, seeds: iscsi::login_seeds },
