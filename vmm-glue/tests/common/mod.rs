@@ -1,6 +1,7 @@
 //! A controller with RAM logical units behind a socket, on real reactors in this process.
 
 #![allow(dead_code)] // Each test file uses a part of it.
+#![allow(clippy::unwrap_used)] // A test fails by it.
 
 use std::{
     fs,
