@@ -110,6 +110,7 @@ impl Controller {
             | feature::INDIRECT_DESC
             | feature::EVENT_IDX
             | feature::VERSION_1
+            | feature::RING_PACKED
             | feature::IN_ORDER
             | feature::RING_RESET
     }

@@ -1,7 +1,7 @@
 //! Descriptor chains: from a head to the memory behind it (VIRTIO 1.3, 2.7.5).
 #![allow(unsafe_code)] // Descriptors are read from guest memory.
 
-use virtio_queue::desc::split::Descriptor;
+use virtio_bindings::virtio_ring;
 use vscsi_target::reactor::sg::{self, Segment};
 
 use crate::memory::GuestMap;
@@ -52,75 +52,94 @@ impl Chain {
         map.translate(&mut self.hint, addr, len, into)
     }
 
-    /// Adds a table of indirect descriptors: `len` bytes at `addr`. `follow` is the order in which a
-    /// split ring has them, by their `next`; a packed ring has them one after another.
-    pub(super) fn add_indirect(
-        &mut self,
-        map: &GuestMap,
-        addr: u64,
-        len: u32,
-        follow: bool,
-    ) -> bool {
-        let count = len / DESCRIPTOR;
-        if !len.is_multiple_of(DESCRIPTOR) || count == 0 || count > MOST_INDIRECT {
-            return false;
-        }
-        let Some(table) = Table::at(map, addr, len as usize) else { return false };
+    /// Adds a split ring's table of indirect descriptors, `len` bytes at `addr`, in the order of
+    /// their `next` (VIRTIO 1.3, 2.7.5.3).
+    pub(super) fn add_table(&mut self, map: &GuestMap, addr: u64, len: u32) -> bool {
+        let Some((table, count)) = Table::at(map, addr, len) else { return false };
         let mut at = 0;
         // Each descriptor once: a longer way through the table is a loop.
         for _ in 0..count {
-            let Some(entry) = table.entry(at) else { return false };
-            if entry.refers_to_indirect_table()
-                || !self.add(map, entry.addr().0, entry.len(), entry.is_write_only())
-            {
+            let Some([addr, rest]) = table.entry(at) else { return false };
+            let (flags, next) = ((rest >> 32) as u16, (rest >> 48) as u16);
+            if flags & INDIRECT != 0 || !self.add(map, addr, rest as u32, flags & WRITE != 0) {
                 return false;
             }
-            at = match (follow, entry.has_next()) {
-                (true, false) => return true,
-                (true, true) => u32::from(entry.next()),
-                (false, _) if at + 1 == count => return true,
-                (false, _) => at + 1,
-            };
+            if flags & NEXT == 0 {
+                return true;
+            }
+            at = next.into();
         }
         false
     }
+
+    /// Adds a packed ring's table of indirect descriptors: all of them, one after another. Other
+    /// flags than that of writing mean nothing there (VIRTIO 1.3, 2.8.7).
+    pub(super) fn add_packed_table(&mut self, map: &GuestMap, addr: u64, len: u32) -> bool {
+        let Some((table, count)) = Table::at(map, addr, len) else { return false };
+        (0..count).all(|at| {
+            table.entry(at).is_some_and(|[addr, rest]| {
+                let flags = (rest >> 48) as u16;
+                self.add(map, addr, rest as u32, flags & WRITE != 0)
+            })
+        })
+    }
 }
 
-/// An indirect table: where it is, or a copy when it lies across regions.
+/// An indirect table: where it is, or a copy when it lies across regions or askew.
 enum Table {
-    Mapped(*const Descriptor, u32),
+    Mapped(*const [u64; 2], u32),
     Copied(Vec<u8>),
 }
 
 impl Table {
-    fn at(map: &GuestMap, addr: u64, len: usize) -> Option<Self> {
-        match map.at(addr, len) {
-            Some(place) => Some(Self::Mapped(place.cast_const().cast(), len as u32 / DESCRIPTOR)),
-            None => {
-                let mut segments = Vec::new();
-                let mut bytes = vec![0; len];
-                let all = map.translate(&mut 0, addr, len as u32, &mut segments);
-                (all && sg::gather(&segments, &mut bytes) == len).then_some(Self::Copied(bytes))
-            }
+    /// The table and how many descriptors it has.
+    fn at(map: &GuestMap, addr: u64, len: u32) -> Option<(Self, u32)> {
+        let count = len / DESCRIPTOR;
+        if !len.is_multiple_of(DESCRIPTOR) || count == 0 || count > MOST_INDIRECT {
+            return None;
         }
+        let table =
+            match map.at(addr, len as usize).filter(|place| (*place as usize).is_multiple_of(8)) {
+                Some(place) => Self::Mapped(place.cast_const().cast(), count),
+                None => {
+                    let mut segments = Vec::new();
+                    let mut bytes = vec![0; len as usize];
+                    let all = map.translate(&mut 0, addr, len, &mut segments);
+                    (all && sg::gather(&segments, &mut bytes) == bytes.len())
+                        .then_some(Self::Copied(bytes))?
+                }
+            };
+        Some((table, count))
     }
 
-    fn entry(&self, at: u32) -> Option<Descriptor> {
-        let place = match self {
-            Self::Mapped(base, count) => (at < *count).then(|| base.wrapping_add(at as usize))?,
+    /// A descriptor: the address, and what follows it (the length in the lower half).
+    #[inline]
+    fn entry(&self, at: u32) -> Option<[u64; 2]> {
+        let words = match self {
+            Self::Mapped(base, count) => {
+                let place = (at < *count).then(|| base.wrapping_add(at as usize))?;
+                // SAFETY: inside the table, which is mapped guest memory and aligned to 8. Read
+                // once: the guest may change it at any time.
+                unsafe { place.read_volatile() }
+            }
             Self::Copied(bytes) => {
                 let start = at as usize * DESCRIPTOR as usize;
-                bytes.get(start..start + DESCRIPTOR as usize)?.as_ptr().cast()
+                let [addr, rest] = *bytes.get(start..start + DESCRIPTOR as usize)?.as_chunks().0
+                else {
+                    return None;
+                };
+                [u64::from_ne_bytes(addr), u64::from_ne_bytes(rest)]
             }
         };
-        // SAFETY: inside the table, which is mapped memory or our own; any bytes make a descriptor,
-        // and tables need no alignment. Read once: the guest may change it at any time.
-        Some(unsafe { place.read_unaligned() })
+        Some(words.map(u64::from_le))
     }
 }
 
+const NEXT: u16 = virtio_ring::VRING_DESC_F_NEXT as u16;
+const WRITE: u16 = virtio_ring::VRING_DESC_F_WRITE as u16;
+const INDIRECT: u16 = virtio_ring::VRING_DESC_F_INDIRECT as u16;
 /// Bytes of a descriptor.
-pub(super) const DESCRIPTOR: u32 = 16;
+const DESCRIPTOR: u32 = 16;
 /// The most descriptors in an indirect table: drivers use up to the size of the ring, at most 1024
 /// in practice.
 const MOST_INDIRECT: u32 = 4096;

@@ -12,7 +12,8 @@ use std::{
 use virtio_queue::desc::split::Descriptor;
 
 use super::{
-    Areas, Chain, Popped, RingError, Setup, crossed, feature, inflight::SplitInflight, order::Order,
+    Areas, Chain, Popped, RingError, Setup, crossed, feature, inflight::split::SplitInflight,
+    order::Order,
 };
 use crate::memory::{GuestMap, dirty::DirtyLog};
 
@@ -128,7 +129,7 @@ impl SplitRing {
             let (addr, len) = (entry.addr().0, entry.len());
             if entry.refers_to_indirect_table() {
                 let fits = self.indirect && !entry.has_next();
-                let added = fits && chain.add_indirect(map, addr, len, true);
+                let added = fits && chain.add_table(map, addr, len);
                 return if added { Popped::Chain } else { Popped::Bad };
             }
             if !chain.add(map, addr, len, entry.is_write_only()) {
