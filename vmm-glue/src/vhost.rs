@@ -10,6 +10,8 @@
 //!   notification.
 //! * GET_VRING_BASE, RESET_DEVICE and the end of the connection finish what is in flight first. So do
 //!   a new memory table and a new dirty log on a ring that runs; the answer follows afterwards.
+//! * Images that move between processes are taken over before the first ring starts, and given up
+//!   when the last one has stopped. While another process has one, the rings wait.
 //! * A message that is broken closes this connection and nothing else. A message that cannot be done
 //!   is answered with an error if the VMM asked for an answer, and closes the connection if not.
 //! * Messages that a VMM sends though they were not negotiated are tolerated: SET_STATUS, GET_STATUS,
@@ -22,6 +24,7 @@
 mod connection;
 mod device;
 mod fault;
+mod holding;
 mod transfer;
 mod vring;
 
@@ -189,7 +192,11 @@ impl Shared {
     /// Serves a connection to its end.
     fn serve(&self, stream: UnixStream) {
         let name = &self.controller.name;
-        let copies = stream.try_clone().and_then(|one| Ok((one, stream.try_clone()?)));
+        // One that was inherited may be in any mode.
+        let copies = stream
+            .set_nonblocking(false)
+            .and_then(|()| stream.try_clone())
+            .and_then(|one| Ok((one, stream.try_clone()?)));
         let (ours, theirs) = match copies {
             Ok(copies) => copies,
             Err(error) => return tracing::warn!(controller = name, "cannot serve a VMM: {error}"),

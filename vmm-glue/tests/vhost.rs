@@ -24,7 +24,7 @@ use vhost_frontend::{
     request, scsi,
 };
 use vmm_glue::vhost::{Server, Status};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const LUN: [u8; 8] = [1, 0, 0x40, 0, 0, 0, 0, 0];
 
@@ -105,6 +105,14 @@ fn a_ring_started_twice_goes_on() {
     let base = ring.base();
     device.link.start_at(&device.queues[2], base.into()).unwrap();
     assert!(device.request(LUN, &scsi::inquiry(36), &[], 36).unwrap().is_good());
+    // Only another descriptor to notify with, and only half of the ring's entries.
+    let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+    device.link.frontend().set_vring_kick(2, &kick).unwrap();
+    device.queues[2].kick = kick;
+    assert!(device.request(LUN, &scsi::inquiry(36), &[], 36).unwrap().is_good());
+    device.link.frontend().set_vring_num(2, 64).unwrap();
+    device.link.frontend().set_vring_kick(2, &device.queues[2].kick).unwrap();
+    assert_eq!(device.link.stop(&device.queues[2]).unwrap(), u32::from(base) + 2);
 }
 
 /// The crash is made up: what a back end that was killed leaves in the in-flight log, in an order
@@ -517,6 +525,42 @@ fn memory_that_is_not_shared_is_named() {
     assert!(link.start(&device.queues[2]).is_err());
     link.frontend().set_mem_table(&table).unwrap();
     link.start(&device.queues[2]).unwrap();
+}
+
+/// Two hosts in one process: locks belong to open file descriptions.
+#[test]
+fn an_image_moves_when_the_guest_has_stopped() {
+    let path = std::env::temp_dir().join(format!("vscsi-vhost-moves-{}", std::process::id()));
+    File::create(&path).unwrap().set_len(8 << 20).unwrap();
+    let here = Host::with(&Disk::moving(&path), 1);
+    let there = Host::with(&Disk::moving(&path), 1);
+    std::fs::remove_file(&path).unwrap();
+    let mut first = Device::connect(here.path(), &Setup::default()).unwrap();
+    first.settle(LUN).unwrap();
+    assert!(first.request(LUN, &scsi::write(7, 1), &[7; 512], 0).unwrap().is_good());
+    let mut second = Device::connect(there.path(), &Setup::default()).unwrap();
+    let write = Write::new(&second, 8, 8);
+    second.queues[2].add(&write.buffers(), None).unwrap();
+    second.queues[2].submit().unwrap();
+    assert!(second.queues[2].take_within(Duration::from_millis(300)).is_err());
+    assert_eq!(there.server().status().queues, 0);
+    // Messages are answered all the time.
+    assert_ne!(second.link.frontend().get_features().unwrap(), 0);
+    for queue in &first.queues {
+        first.link.stop(queue).unwrap();
+    }
+    second.queues[2].take_within(Duration::from_secs(5)).unwrap();
+    second.settle(LUN).unwrap();
+    let read = second.request(LUN, &scsi::read(7, 1), &[], 512).unwrap();
+    assert_eq!(read.data, [7; 512]);
+    // And back, when it is the other one that is gone.
+    for queue in &first.queues {
+        first.link.start(queue).unwrap();
+    }
+    assert_eq!(here.server().status().queues, 0);
+    drop(second);
+    here.wait_for("the image", |server| server.status().queues == 3);
+    first.settle(LUN).unwrap();
 }
 
 fn tempfile() -> File {

@@ -100,7 +100,9 @@ struct Head {
 
 impl Connection {
     fn serve(&mut self) -> Result<(), Broken> {
-        while let Some(head) = self.peek()? {
+        loop {
+            self.wait()?;
+            let Some(head) = self.peek()? else { return Ok(()) };
             if is_known(head.request) {
                 self.handle(head)?;
             } else {
@@ -110,7 +112,20 @@ impl Connection {
                 return Err(Broken::Lost);
             }
         }
-        Ok(())
+    }
+
+    /// Waits for a message where there is something to do meanwhile.
+    fn wait(&self) -> Result<(), Broken> {
+        loop {
+            let Some(period) = self.device().period() else { return Ok(()) };
+            let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::from(period)) {
+                Ok(0) => self.device().tick(),
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Broken::Socket(errno.into())),
+            }
+        }
     }
 
     /// Lets the `vhost` crate read a message.

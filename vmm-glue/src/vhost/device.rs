@@ -25,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{
     fault::Fault,
+    holding::Holding,
     transfer::{Transfer, TransferError},
     vring::{self, Addresses, Vring},
 };
@@ -54,6 +55,7 @@ pub(super) struct Device {
     /// The log that the VMM gave, used while LOG_ALL is set.
     log: Option<Arc<DirtyLog>>,
     config: Config,
+    holding: Holding,
     transfer: Option<Transfer>,
     /// Kept open for the VMM; this device has nothing to say there.
     _backend: Option<Backend>,
@@ -73,6 +75,7 @@ impl Device {
             inflight: None,
             log: None,
             config: Config::new(controller.queues),
+            holding: Holding::default(),
             transfer: None,
             _backend: None,
             refused: false,
@@ -83,6 +86,24 @@ impl Device {
     /// Whether the last message was refused; asked once.
     pub(super) fn take_refused(&mut self) -> bool {
         std::mem::take(&mut self.refused)
+    }
+
+    /// How often [`Device::tick`] is wanted between messages, in milliseconds.
+    pub(super) fn period(&self) -> Option<u16> {
+        if self.vrings.iter().any(|vring| vring.waits) {
+            Some(RETRY_EVERY)
+        } else {
+            self.holding.holds().then_some(LOOK_EVERY)
+        }
+    }
+
+    /// Tries again to get the images that rings wait for, and those of new logical units.
+    pub(super) fn tick(&mut self) {
+        if self.holding.try_acquire(&self.controller)
+            && let Err(fault) = self.start_waiting()
+        {
+            tracing::error!(controller = self.controller.name, "{fault}");
+        }
     }
 
     /// Whether memory was taken away that the VMM shared before.
@@ -135,30 +156,38 @@ impl Device {
         if self.vring(index)?.running {
             // A base that the VMM gave since is meant; else the ring goes on where it is.
             let vring = self.vring(index)?;
-            let (base, changed) = (vring.base, vring.changed);
+            let given = vring.based.then_some(vring.base);
             let events = (vring.kick.take(), vring.call.take());
             self.stop_one(index)?;
             let vring = self.vring(index)?;
             (vring.kick, vring.call) = events;
             vring.kicked = true;
-            if changed {
-                vring.base = base;
-            }
+            vring.base = given.unwrap_or(vring.base);
         }
+        let is_ready = self.vring(index)?.is_ready();
+        // Memory may still come.
+        if !is_ready || self.map.is_none() {
+            return Ok(());
+        }
+        let has_images = self.holding.try_acquire(&self.controller);
+        self.vring(index)?.waits = !has_images;
+        let done = if has_images { self.run(index) } else { Ok(()) };
+        self.count();
+        done
+    }
+
+    /// Gives a ring to its queue.
+    fn run(&mut self, index: u32) -> Result<(), Fault> {
         let features = self.features;
         let (map, log, layout) = (self.map.clone(), self.dirty_log(), self.layout());
         let (inflight, offered) = (self.inflight.clone(), self.controller.features());
         let is_enabled = !has_protocol(features);
         let vring = self.vring(index)?;
-        if !vring.is_ready() {
-            return Ok(());
-        }
         let number = vring.index;
         if features & !offered & feature::RING_PACKED != 0 {
             return Err(Fault::Packed(number));
         }
-        // Memory may still come.
-        let Some(map) = map else { return Ok(()) };
+        let map = map.ok_or(Fault::NoMemory(number))?;
         let setup = Setup {
             size: vring.size,
             areas: vring.areas(&map, features)?,
@@ -185,8 +214,8 @@ impl Device {
             self.controller.set_place(number, None);
             return Err(Fault::Gone(number));
         }
-        self.vring(index)?.running = true;
-        self.count();
+        let vring = self.vring(index)?;
+        (vring.running, vring.changed, vring.based) = (true, false, false);
         Ok(())
     }
 
@@ -287,10 +316,13 @@ impl Device {
         scsi::Layout { pi: self.features & scsi::feature::T10_PI != 0, ..self.config.layout }
     }
 
-    /// Tells how many queues run.
-    fn count(&self) {
+    /// Tells how many queues run, and gives the images up after the last one.
+    fn count(&mut self) {
         let running = self.vrings.iter().filter(|vring| vring.running).count();
         self.running.store(running as u16, Ordering::Relaxed);
+        if running == 0 && !self.vrings.iter().any(|vring| vring.waits) {
+            self.holding.release();
+        }
     }
 
     /// Replaces one of a ring's eventfds.
@@ -360,7 +392,10 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn reset_device(&mut self) -> Answer<()> {
         self.stop();
+        // What a reset changes is kept with the image. Nobody misses it in a process without the image.
+        let _ = self.holding.acquire(&self.controller);
         self.controller.reset();
+        self.holding.release();
         self.config = Config::new(self.controller.queues);
         self.status = 0;
         for vring in &mut self.vrings {
@@ -424,7 +459,7 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Answer<()> {
         let done = self.vring(index).map(|vring| {
-            vring.changed = true;
+            (vring.changed, vring.based) = (true, true);
             vring.base = base;
         });
         self.answer(done)
@@ -637,5 +672,9 @@ const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::DEVICE_STATE);
+/// How often images are asked for that another process has, in milliseconds.
+const RETRY_EVERY: u16 = 100;
+/// How often new logical units are looked for where images move, in milliseconds.
+const LOOK_EVERY: u16 = 1000;
 /// After how long waiting for a queue is told.
 const TELL_AFTER: Duration = Duration::from_secs(10);

@@ -38,8 +38,12 @@ pub(super) struct Vring {
     pub(super) enabled: bool,
     /// Its queue has it.
     pub(super) running: bool,
+    /// It starts when this process has the images.
+    pub(super) waits: bool,
     /// Size, base or addresses are not those it runs with.
     pub(super) changed: bool,
+    /// The base was said since it runs.
+    pub(super) based: bool,
 }
 
 /// Where a ring is, in the address space of the VMM.
@@ -67,7 +71,9 @@ impl Vring {
             error: None,
             enabled: false,
             running: false,
+            waits: false,
             changed: false,
+            based: false,
         }
     }
 
@@ -80,6 +86,7 @@ impl Vring {
     pub(super) fn stopped(&mut self, base: u32) {
         self.base = base;
         (self.kicked, self.running, self.changed) = (false, false, false);
+        self.waits = false;
         (self.kick, self.call) = (None, None);
     }
 

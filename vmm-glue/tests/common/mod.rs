@@ -21,7 +21,7 @@ use vmm_glue::{
     vhost::Server,
 };
 use vscsi_target::{
-    backend::{Backend, Mem},
+    backend::{Backend, File, FileOptions, Mem},
     engine::{Completion, Engine},
     model::{
         Identity, LogicalUnit, LuConfig, Model, Target,
@@ -106,23 +106,33 @@ pub struct Host {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// A target with 8 MiB of RAM as LUN 0.
+/// A target with LUN 0.
 pub struct Disk(Arc<Model>, Arc<Postboxes>, Arc<Target>, u16);
 
 impl Disk {
+    /// 8 MiB of RAM.
     pub fn new(reactors: usize) -> Self {
+        Self::of(Backend::Mem(Mem::new(8 << 20, 512).unwrap()), reactors)
+    }
+
+    /// An image that moves between processes.
+    pub fn moving(path: &Path) -> Self {
+        let options =
+            FileOptions { path: path.to_owned(), block_size: 512, read_only: false, direct: false };
+        Self::of(Backend::File(File::open_for_handover(&options).unwrap()), 1)
+    }
+
+    fn of(backend: Backend, reactors: usize) -> Self {
         let postboxes = Postboxes::new(reactors).unwrap();
         let model = Model::new(Arc::clone(&postboxes));
         let target = model.add_target("iqn.2026-11.test:t").unwrap();
         let port = target.add_port(1, 5, "iqn.2026-11.test:t,t,0x0001".to_owned());
-        target.map(0, unit(&postboxes), None).unwrap();
+        target.map(0, unit(backend, &postboxes), None).unwrap();
         Self(model, postboxes, target, port)
     }
 }
 
-/// A logical unit of 8 MiB.
-pub fn unit(postboxes: &Arc<Postboxes>) -> Arc<LogicalUnit> {
-    let backend = Backend::Mem(Mem::new(8 << 20, 512).unwrap());
+fn unit(backend: Backend, postboxes: &Arc<Postboxes>) -> Arc<LogicalUnit> {
     let config = LuConfig {
         identity: Identity::derive("seed", Some("SN0001")),
         removable: false,
@@ -131,7 +141,9 @@ pub fn unit(postboxes: &Arc<Postboxes>) -> Arc<LogicalUnit> {
     };
     let modes = Modes::for_backend(backend.properties(), None);
     let reservations = Reservations::new(Capabilities::default());
-    LogicalUnit::new(config, backend, reservations, modes, Arc::clone(postboxes))
+    let lu = LogicalUnit::new(config, backend, reservations, modes, Arc::clone(postboxes));
+    lu.keep().unwrap();
+    lu
 }
 
 impl Host {
