@@ -194,7 +194,7 @@ fn lines_to_paste_are_printed_with_the_right_numbers() {
     end(&mut child);
     for part in [
         format!("path={socket},reconnect-ms=200"),
-        format!("path={socket},reconnect=1"),
+        format!("path={socket} "),
         "num_queues=3\n".to_owned(),
         format!("socket={socket},device_type=scsi,queue_sizes=[128,128,128,128,128]"),
     ] {
@@ -248,8 +248,8 @@ fn the_backend_program_ends_with_the_peer_of_its_descriptor() {
     let link = Link::connect(&path).unwrap();
     let (theirs, _) = listener.accept().unwrap();
     let mut child = backend(&["--fd=9", "--ram", "1M"], |command| {
-        // SAFETY: dup2 may be called between fork and exec.
         #[allow(unsafe_code)] // Nothing else gives a child a descriptor with a number.
+        // SAFETY: dup2 may be called between fork and exec.
         unsafe {
             let from = theirs.as_raw_fd();
             command.pre_exec(move || match nix::libc::dup2(from, 9) {

@@ -153,25 +153,27 @@ fn paste(name: &str, address: SocketAddr, lun: u16) -> String {
 /// Lines for the VMMs people have. `index` makes names that are unique in one VMM.
 fn plug(socket: &str, queues: u16, index: usize) -> String {
     // QEMU ends a value at a comma; Cloud Hypervisor takes a value between quotes as it is.
-    let qemu = shell(&socket.replace(',', ",,"));
+    let path = shell(&socket.replace(',', ",,"));
     let quoted = socket.contains([',', '[', ']', '"']);
     let hypervisor =
         if quoted { format!("\"{}\"", socket.replace('"', "\"\"")) } else { socket.into() };
     let sizes = vec!["128"; usize::from(queues) + 2].join(",");
     let device = shell(&format!("socket={hypervisor},device_type=scsi,queue_sizes=[{sizes}]"));
-    let shared = "-object memory-backend-memfd,id=m,size=2G,share=on -machine memory-backend=m";
-    let plugged = format!("-device vhost-user-scsi-pci,chardev=s{index},num_queues={queues}");
+    // Before 8.2 QEMU refuses a socket that reconnects, and a backend that ends is lost.
+    let qemu = |title: &str, reconnect: &str| {
+        format!(
+            "  {title}\n\
+             \x20   -object memory-backend-memfd,id=m,size=2G,share=on -machine memory-backend=m \\\n\
+             \x20   -chardev socket,id=s{index},path={path}{reconnect} \\\n\
+             \x20   -device vhost-user-scsi-pci,chardev=s{index},num_queues={queues}\n"
+        )
+    };
     format!(
-        "\n  QEMU:     {shared} \\\n\
-         \x20           -chardev socket,id=s{index},path={qemu},reconnect-ms=200 \\\n\
-         \x20           {plugged}\n\
-         \x20 QEMU before 9.2:\n\
-         \x20           {shared} \\\n\
-         \x20           -chardev socket,id=s{index},path={qemu},reconnect=1 \\\n\
-         \x20           {plugged}\n\
-         \x20 Cloud Hypervisor:\n\
-         \x20           --memory size=2G,shared=on \\\n\
-         \x20           --generic-vhost-user {device}\n"
+        "\n{}{}  Cloud Hypervisor:\n\
+         \x20   --memory size=2G,shared=on \\\n\
+         \x20   --generic-vhost-user {device}\n",
+        qemu("QEMU from 9.2 on (8.2 to 9.1: reconnect=1):", ",reconnect-ms=200"),
+        qemu("QEMU before 8.2:", ""),
     )
 }
 
@@ -209,7 +211,7 @@ mod tests {
         for line in [
             "-machine memory-backend=m \\\n",
             "-chardev socket,id=s1,path=/run/vscsi/vm1.sock,reconnect-ms=200 \\\n",
-            "-chardev socket,id=s1,path=/run/vscsi/vm1.sock,reconnect=1 \\\n",
+            "-chardev socket,id=s1,path=/run/vscsi/vm1.sock \\\n",
             "-device vhost-user-scsi-pci,chardev=s1,num_queues=2\n",
             "--generic-vhost-user 'socket=/run/vscsi/vm1.sock,device_type=scsi,\
              queue_sizes=[128,128,128,128]'\n",

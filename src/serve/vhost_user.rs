@@ -53,7 +53,7 @@ impl From<DoorError> for Report {
                         .why("a controller has a socket of its own")
                         .fix(format!("fuser {} names the process", path.display())),
                     SocketError::NoDirectory(path) => {
-                        let parent = path.parent().unwrap_or(Path::new("/"));
+                        let parent = path.parent().unwrap_or_else(|| Path::new("/"));
                         report.fix(format!("mkdir -p {}", parent.display()))
                     }
                     SocketError::NotASocket(_) => report.fix("choose another path, or remove it"),
