@@ -99,14 +99,6 @@ impl Backend {
         let ticks: u64 = fields[11].parse::<u64>().ok()? + fields[12].parse::<u64>().ok()?;
         Some(Duration::from_millis(ticks * 10))
     }
-
-    /// Resident memory in KiB.
-    pub fn memory(&self) -> Option<u64> {
-        let path = format!("/proc/{}/status", self.child.as_ref()?.id());
-        let status = fs::read_to_string(path).ok()?;
-        let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
-        line.split_whitespace().nth(1)?.parse().ok()
-    }
 }
 
 impl Drop for Backend {

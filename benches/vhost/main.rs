@@ -3,11 +3,11 @@
 //! the machine; the ratios are what to look at.
 //!
 //! The peer is found by `VHOST_DEVICE_SCSI` or in the path (`cargo install vhost-device-scsi`). Its
-//! disk is a file in /dev/shm, ours is RAM. Options after `--`:
-//! `--quick` one short round; `--seconds N`, `--rounds N`, `--ram MIB`; `--program PATH` another
-//! `vscsi`; `--peer-only` none of ours; `--peer-socket PATH` a back end that runs already (SPDK's, say), whose disk is
-//! overwritten; `--rings` only what the rings cost in this process; other words: only cases that
-//! contain them all.
+//! disk is a file in /dev/shm, ours is RAM. Options after `--`: `--quick` short runs, and one round
+//! unless said otherwise; `--seconds N`, `--rounds N`, `--ram MIB`; `--program PATH` another
+//! `vscsi`; `--peer-only` none of ours; `--peer-socket PATH` a back end that runs already (SPDK's,
+//! say), whose disk is overwritten; `--rings` only what the rings cost in this process. Other words:
+//! only the case of that name, or those that contain them all.
 
 #![allow(missing_docs, missing_debug_implementations)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A benchmark may just stop.
@@ -136,7 +136,11 @@ fn main() {
         "| case | k/s | ns a request | CPU % | CPU ns a request | peer k/s | peer CPU % | ratio |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    for &case in CASES.iter().filter(|case| words.iter().all(|word| case.name.contains(word))) {
+    let named = CASES.iter().any(|case| words == [case.name]);
+    let wanted = |case: &&Case| {
+        if named { words == [case.name] } else { words.iter().all(|it| case.name.contains(it)) }
+    };
+    for &case in CASES.iter().filter(wanted) {
         let (mut own, mut others) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             let turn = |side: &mut Option<Side>| side.as_mut()?.measure(case, time, &folder);
@@ -144,9 +148,6 @@ fn main() {
             others.extend(turn(&mut peer));
         }
         print_row(case, &own, &others);
-    }
-    if let Some(memory) = ours.as_ref().and_then(|ours| ours.backend.memory()) {
-        println!("anonymous memory at the end: {} MiB, the disk included", memory >> 10);
     }
     drop((ours, peer, image));
     let _ = fs::remove_dir_all(&folder);
