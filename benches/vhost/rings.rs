@@ -13,14 +13,41 @@ use vmm_glue::{
     ring::{Areas, Chain, Popped, Ring, Setup},
 };
 
-/// Shapes by name: data descriptors, indirect, regions.
-const SHAPES: &[(&str, usize, bool, usize)] = &[
-    ("1 data descriptor", 1, false, 1),
-    ("4 data descriptors", 4, false, 1),
-    ("1 data descriptor, indirect", 1, true, 1),
-    ("4 data descriptors, indirect", 4, true, 1),
-    ("1 data descriptor, 8 regions", 1, false, 8),
-    ("4 data descriptors, indirect, 8 regions", 4, true, 8),
+/// How requests look.
+#[derive(Clone, Copy)]
+struct Shape {
+    name: &'static str,
+    /// Data descriptors.
+    parts: usize,
+    indirect: bool,
+    regions: usize,
+    packed: bool,
+}
+
+const PLAIN: Shape =
+    Shape { name: "1 data descriptor", parts: 1, indirect: false, regions: 1, packed: false };
+
+const SHAPES: &[Shape] = &[
+    PLAIN,
+    Shape { name: "4 data descriptors", parts: 4, ..PLAIN },
+    Shape { name: "1 data descriptor, indirect", indirect: true, ..PLAIN },
+    Shape { name: "4 data descriptors, indirect", parts: 4, indirect: true, ..PLAIN },
+    Shape { name: "1 data descriptor, 8 regions", regions: 8, ..PLAIN },
+    Shape {
+        name: "4 data descriptors, indirect, 8 regions",
+        parts: 4,
+        indirect: true,
+        regions: 8,
+        ..PLAIN
+    },
+    Shape { name: "1 data descriptor, packed ring", packed: true, ..PLAIN },
+    Shape { name: "4 data descriptors, packed ring", parts: 4, packed: true, ..PLAIN },
+    Shape {
+        name: "1 data descriptor, indirect, packed ring",
+        indirect: true,
+        packed: true,
+        ..PLAIN
+    },
 ];
 
 const SIZE: u16 = 256;
@@ -30,16 +57,21 @@ const FEATURES: u64 = feature::VERSION_1 | feature::INDIRECT | feature::EVENT_ID
 /// Prints a table of all shapes.
 pub fn print() {
     println!("| a ring alone, ns a chain | ours | virtio-queue | ratio |\n|---|---|---|---|");
-    for &(name, parts, indirect, regions) in SHAPES {
-        let measured = [false, true].map(|upstream| {
-            let mut runs: Vec<f64> = (0..5)
-                .map(|_| measure(parts, indirect, regions, upstream).expect("a ring"))
-                .collect();
+    for &shape in SHAPES {
+        let median = |upstream| {
+            let mut runs: Vec<f64> =
+                (0..5).map(|_| measure(shape, upstream).expect("a ring")).collect();
             runs.sort_by(f64::total_cmp);
             runs[2]
-        });
-        let [ours, theirs] = measured;
-        println!("| {name} | {ours:.1} | {theirs:.1} | {:.1} |", theirs / ours);
+        };
+        let ours = median(false);
+        if shape.packed {
+            // virtio-queue has none.
+            println!("| {} | {ours:.1} | - | - |", shape.name);
+        } else {
+            let theirs = median(true);
+            println!("| {} | {ours:.1} | {theirs:.1} | {:.1} |", shape.name, theirs / ours);
+        }
     }
 }
 
@@ -49,14 +81,17 @@ trait Device {
     fn turn(&mut self) -> (usize, u64);
 }
 
-fn measure(parts: usize, indirect: bool, regions: usize, upstream: bool) -> Result<f64, Error> {
-    let memory = Memory::new(regions, 8 << 20)?;
-    let mut queue = Queue::new(&memory, 2, SIZE, FEATURES)?;
-    let requests = (0..BATCH)
-        .map(|number| request(&memory, number, parts, indirect, regions))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut device: Box<dyn Device> =
-        if upstream { Box::new(theirs(&memory, &queue)) } else { Box::new(ours(&memory, &queue)?) };
+fn measure(shape: Shape, upstream: bool) -> Result<f64, Error> {
+    let memory = Memory::new(shape.regions, 8 << 20)?;
+    let features = FEATURES | if shape.packed { feature::RING_PACKED } else { 0 };
+    let mut queue = Queue::new(&memory, 2, SIZE, features)?;
+    let requests =
+        (0..BATCH).map(|number| request(&memory, number, shape)).collect::<Result<Vec<_>, _>>()?;
+    let mut device: Box<dyn Device> = if upstream {
+        Box::new(theirs(&memory, &queue))
+    } else {
+        Box::new(ours(&memory, &queue, features)?)
+    };
     let bytes: u64 = requests.iter().flat_map(|(chain, _)| chain).map(|it| u64::from(it.len)).sum();
     let rounds = 20_000;
     let mut spent = Duration::ZERO;
@@ -76,14 +111,13 @@ fn measure(parts: usize, indirect: bool, regions: usize, upstream: bool) -> Resu
     Ok(spent.as_nanos() as f64 / (rounds * BATCH) as f64)
 }
 
-/// A request of 51 bytes, a response of 108, 4 KiB of data in `parts`.
+/// A request of 51 bytes, a response of 108, 4 KiB of data in parts.
 fn request(
     memory: &Arc<Memory>,
     number: usize,
-    parts: usize,
-    indirect: bool,
-    regions: usize,
+    shape: Shape,
 ) -> Result<(Vec<Buffer>, Option<Table>), Error> {
+    let Shape { parts, indirect, regions, .. } = shape;
     let mut region = number;
     let mut window = |bytes: usize| {
         region += 1;
@@ -103,7 +137,7 @@ struct Ours {
     chain: Chain,
 }
 
-fn ours(memory: &Arc<Memory>, queue: &Queue) -> Result<Ours, Error> {
+fn ours(memory: &Arc<Memory>, queue: &Queue, features: u64) -> Result<Ours, Error> {
     let mut regions = Vec::new();
     for (index, it) in memory.table()?.iter().enumerate() {
         let file = memory.file(index)?.try_clone()?;
@@ -117,7 +151,11 @@ fn ours(memory: &Arc<Memory>, queue: &Queue) -> Result<Ours, Error> {
         .areas()
         .map(|window| map.at(window.address(), window.len()).expect("a ring in memory"));
     let areas = Areas { descriptor, driver, device };
-    let setup = Setup { size: SIZE, areas, base: 0, features: FEATURES, inflight: None };
+    let base = match &queue.ring {
+        vhost_frontend::Ring::Split(_) => 0,
+        vhost_frontend::Ring::Packed(ring) => ring.base(),
+    };
+    let setup = Setup { size: SIZE, areas, base, features, inflight: None };
     Ok(Ours { ring: Ring::open(setup).expect("a ring"), map, chain: Chain::default() })
 }
 
