@@ -23,7 +23,7 @@ use iscsi::{
     portal::{BindError, Bound},
     shared::{Access, Limits, Shared},
 };
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::kill;
 use vscsi_target::{
     model::Model,
     reactor::{Inbox, Postboxes},
@@ -230,7 +230,7 @@ fn freeze(daemon: &Daemon) {
 /// Ends the process as SIGTERM does.
 pub fn request_stop() {
     // To this process itself, which may always do that.
-    let _ = kill(nix::unistd::Pid::this(), Signal::SIGTERM);
+    let _ = kill(nix::unistd::Pid::this(), process::OWN_REQUEST);
 }
 
 /// Everything acknowledged to the medium.

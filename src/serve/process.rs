@@ -36,6 +36,10 @@ pub fn raise_descriptor_limit() {
     }
 }
 
+/// How the process asks itself to end. Unlike the other signals it never means "at once": a VMM may
+/// hang up while the process stops anyway.
+pub const OWN_REQUEST: Signal = Signal::SIGUSR1;
+
 /// The signals that end the process, blocked in every thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Signals {
@@ -45,7 +49,7 @@ pub struct Signals {
 /// Blocks the signals; call it before threads start. SIGPIPE is ignored by Rust's runtime already.
 pub fn block_signals() -> io::Result<Signals> {
     let mut set = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, OWN_REQUEST] {
         set.add(signal);
     }
     set.thread_block()?;
@@ -53,15 +57,15 @@ pub fn block_signals() -> io::Result<Signals> {
 }
 
 impl Signals {
-    /// Waits for SIGTERM or SIGINT.
-    pub fn wait(&self) {
+    /// Waits for SIGTERM, SIGINT or [`OWN_REQUEST`], and says which it was.
+    pub fn wait(&self) -> Signal {
         loop {
             match self.set.wait() {
                 Ok(Signal::SIGHUP) => tracing::info!(
                     "SIGHUP: the configuration is not read again; vscsi lun changes a running \
                      target, everything else needs a restart"
                 ),
-                Ok(_) => return,
+                Ok(signal) => return signal,
                 Err(error) => {
                     tracing::error!(%error, "cannot wait for signals");
                     thread::sleep(Duration::from_secs(1));
@@ -73,7 +77,7 @@ impl Signals {
     /// From now on the next one ends the process at once.
     pub fn exit_on_next(self) {
         let spawned = thread::Builder::new().name("signals".into()).spawn(move || {
-            self.wait();
+            while self.wait() == OWN_REQUEST {}
             tracing::warn!("a second signal: ending at once");
             process::exit(1);
         });
