@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 
-from harness import CHECKOUT, Failed, check, free_port
+from harness import CHECKOUT, check, free_port
 
 NAME = "iqn.2026-11.net.example:lab"
 HERTZ = os.sysconf("SC_CLK_TCK")
@@ -95,13 +95,18 @@ class Process:
         deadline = time.monotonic() + 20
         while True:
             check(self.alive(), f"the target ended at once:\n{self.log()}")
-            try:
-                socket.create_connection((self.host.strip("[]"), self.port), timeout=1).close()
+            if self.listens():
                 return
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise Failed(f"the target does not listen:\n{self.log()}") from error
-                time.sleep(0.02)
+            check(time.monotonic() < deadline, f"the target does not listen:\n{self.log()}")
+            time.sleep(0.02)
+
+    def listens(self):
+        """Whether initiators can connect."""
+        try:
+            socket.create_connection((self.host.strip("[]"), self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     def alive(self):
         """Whether the daemon still runs."""
@@ -143,6 +148,10 @@ class Process:
         """Resident memory of the daemon."""
         status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
+
+    def threads(self):
+        """How many threads the daemon has."""
+        return len(os.listdir(f"/proc/{self.pid}/task"))
 
     def cpu_seconds(self):
         """User and system time that the daemon used so far."""

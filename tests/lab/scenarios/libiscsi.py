@@ -9,16 +9,12 @@ Two URLs of one LUN make its multipath tests run. The rest has one: with two, Sa
 leaves a RESERVE(6) of the other session behind, and Sanitize.Reset meets it.
 """
 
-import dataclasses
-import re
-
-from harness import TESTS, Failed, check
+from cunit import judge, parse_cunit
+from harness import check
 from targets import Chap, Lun
 
 # The suite sleeps for minutes.
 BESIDE = True
-SKIPS = TESTS / "libiscsi-skips.txt"
-FAILURES = TESTS / "libiscsi-failures.txt"
 SIZE = 100 << 20
 # Sanitize.Reset wants a SANITIZE that is still going after four seconds and three resets: this is
 # eight seconds for one pass. Then it waits for a minute.
@@ -35,63 +31,6 @@ READING = (
     "Verify16", "iSCSIcmdsn", "iSCSIdatasn",
 )
 SUITE_SECONDS = 420
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What one test of the suite did."""
-
-    passed: bool
-    skip_reason: str
-    detail: str
-
-
-def parse_cunit(text):
-    """The outcome of each test as `{"Suite.Test": Outcome}`, from CUnit's verbose output.
-
-    A test whose line has no verdict (the suite died in it) is a failed one.
-    """
-    outcomes = {}
-    suite = name = None
-    lines = []
-
-    def finish():
-        if name is None:
-            return
-        block = "\n".join(lines)
-        skips = re.findall(r"\[SKIPPED\]\s*(.*)", block)
-        verdict = re.search(r"(?:^|\.\.\.)(passed|FAILED)\b", block, re.MULTILINE)
-        passed = verdict is not None and verdict[1] == "passed"
-        outcomes[f"{suite}.{name}"] = Outcome(passed, skips[0].strip() if skips else "", block)
-
-    for line in text.splitlines():
-        started = re.match(r"\s*Test: (\S+) \.\.\.(.*)", line)
-        if started:
-            finish()
-            name, lines = started[1], ["..." + started[2]]
-        elif line.startswith("Suite: "):
-            finish()
-            suite, name = line.removeprefix("Suite: ").strip(), None
-        elif line.startswith("Run Summary"):
-            finish()
-            return outcomes
-        else:
-            lines.append(line)
-    finish()
-    raise Failed(f"iscsi-test-cu did not reach its summary; last test: {suite}.{name}\n"
-                 + "\n".join(text.splitlines()[-20:]))
-
-
-def listed(path, kind):
-    """The tests that may, and so must, be skipped or fail on a LUN of this kind."""
-    names = set()
-    for line in path.read_text().splitlines():
-        if line.strip() and not line.startswith("#"):
-            fields = line.split(None, 2)
-            check(len(fields) == 3, f"{path.name}: not 'test kinds reason': {line}")
-            if kind in fields[1].split(","):
-                names.add(fields[0])
-    return names
 
 
 def run_tests(lab, target, tests, query="", paths=1):
@@ -116,23 +55,7 @@ def run_suite(lab, kind, lun, chap=None, query="", families=(), reactors=None):
     if not families:
         outcomes |= run_tests(lab, target, "ALL.MultipathIO", query, paths=2)
     check(len(outcomes) > (len(families) or 200), f"only {len(outcomes)} tests ran")
-
-    skipped = {name for name, outcome in outcomes.items() if outcome.skip_reason}
-    allowed = listed(SKIPS, kind)
-    failed = {name for name, outcome in outcomes.items() if not outcome.passed}
-    excused = listed(FAILURES, kind)
-    complaints = [f"failed: {name}\n{outcomes[name].detail[:600]}"
-                  for name in sorted(failed - excused)]
-    complaints += [f"listed as failing for {kind} but passed: {name}"
-                   for name in sorted(excused - failed)]
-    complaints += [f"skipped but not listed for {kind}: {name} ({outcomes[name].skip_reason})"
-                   for name in sorted(skipped - allowed)]
-    complaints += [f"listed as skipped for {kind} but ran: {name}"
-                   for name in sorted(allowed - skipped)]
-    print(f"     iscsi-test-cu {lab.test_name}: {len(outcomes)} tests, "
-          f"{sum(not outcome.passed for outcome in outcomes.values())} failed, "
-          f"{len(skipped)} skipped", flush=True)
-    check(not complaints, f"{len(complaints)} differences\n" + "\n".join(complaints))
+    judge(lab, kind, outcomes)
     check(target.alive(), "the target died")
 
 
