@@ -124,10 +124,15 @@ pub fn check(path: &Path, json: bool) -> Result<(), Report> {
     }
     chap(config.discovery_chap.as_ref())?;
     let luns: usize = config.targets.iter().map(|target| target.luns.len()).sum();
+    let (targets, controllers) = (config.targets.len(), config.vhost_user.len());
     if json {
-        println!("{}", serde_json::json!({"targets": config.targets.len(), "luns": luns}));
+        let counts = serde_json::json!({
+            "targets": targets, "luns": luns, "controllers": controllers,
+        });
+        println!("{counts}");
     } else {
-        println!("{}: {} targets, {luns} LUNs", path.display(), config.targets.len());
+        let path = path.display();
+        println!("{path}: {targets} targets, {luns} LUNs, {controllers} vhost-user controllers");
     }
     Ok(())
 }

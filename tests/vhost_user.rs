@@ -99,6 +99,18 @@ fn luns_come_and_go_under_a_guest() {
 }
 
 #[test]
+fn a_disk_that_moves_with_the_guest_can_be_removed() {
+    let scratch = Scratch::new("vu-handover");
+    let socket = scratch.path("vm1.sock");
+    let disk = format!("{},handover", scratch.image("a.img"));
+    let target = Target::serve(&scratch, &["--vhost-user", &socket, "--ram", "1M", &disk]);
+    let mut device = Device::connect(&socket, &Setup::default()).unwrap();
+    device.settle(LUN(0, 1)).unwrap();
+    let removed = target.ask(&["lun", "rm", "1"]);
+    assert!(removed.status.success(), "{}", error(&removed));
+}
+
+#[test]
 fn sigterm_ends_it_with_0_and_takes_the_socket_away() {
     let scratch = Scratch::new("vu-term");
     let socket = scratch.path("vm1.sock");
