@@ -74,11 +74,15 @@ impl File {
     }
 
     /// An operation of the ring failed: after a flush or a forced write, all of them fail from now
-    /// on. A forced write that found the disk full lost nothing that was acknowledged.
+    /// on. A forced write that found the disk full, or the guest's memory gone, lost nothing that was
+    /// acknowledged.
     pub fn failed(&self, op: Op, error: &io::Error) {
         let lost = match op {
             Op::Read | Op::Write { fua: false } => false,
-            Op::Write { fua: true } => error.kind() != io::ErrorKind::StorageFull,
+            Op::Write { fua: true } => {
+                error.kind() != io::ErrorKind::StorageFull
+                    && error.raw_os_error() != Some(libc::EFAULT)
+            }
             Op::Flush => true,
         };
         if lost {

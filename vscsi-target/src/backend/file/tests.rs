@@ -220,6 +220,7 @@ fn failed_forced_write_is_remembered_unless_the_disk_was_full() {
     file.failed(Op::Read, &Errno::EIO.into());
     file.failed(Op::Write { fua: false }, &Errno::EIO.into());
     file.failed(Op::Write { fua: true }, &Errno::ENOSPC.into());
+    file.failed(Op::Write { fua: true }, &Errno::EFAULT.into());
     file.flush().unwrap();
     file.failed(Op::Write { fua: true }, &Errno::EIO.into());
     assert_eq!(file.flush().unwrap_err().raw_os_error(), Some(libc::EIO));
