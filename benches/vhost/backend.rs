@@ -142,6 +142,24 @@ impl Drop for Image {
     }
 }
 
+/// A folder for sockets, removed when dropped.
+#[derive(Debug)]
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new() -> std::io::Result<Self> {
+        let folder = Self(env::temp_dir().join(format!("vscsi-bench-{}", std::process::id())));
+        fs::create_dir_all(&folder.0)?;
+        Ok(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Keeps this thread, and what it starts, on one core.
 pub fn pin(cpu: usize) {
     let mut set = CpuSet::new();

@@ -16,9 +16,9 @@ mod backend;
 mod driver;
 mod rings;
 
-use backend::{Backend, Image, Kind, find_device, pin};
+use backend::{Backend, Folder, Image, Kind, find_device, pin};
 use driver::{Case, Disk, alone, prepare, run};
-use std::{cell::Cell, env, fs, path::Path, thread::sleep, time::Duration};
+use std::{cell::Cell, env, path::Path, thread::sleep, time::Duration};
 use vhost_frontend::{Device, Setup, feature};
 
 const READ: Case = Case {
@@ -108,12 +108,12 @@ fn main() {
     if flag("--rings") {
         return;
     }
-    let folder = env::temp_dir().join(format!("vscsi-bench-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
+    let folder = Folder::new().expect("a folder for sockets");
+    let folder = folder.0.as_path();
 
     let program = option("--program").unwrap_or_else(|| env!("CARGO_BIN_EXE_vscsi").into());
     let kind = Kind::Vscsi { program: program.into(), ram: bytes };
-    let mut ours = (!flag("--peer-only")).then(|| Side::new(&kind, &folder));
+    let mut ours = (!flag("--peer-only")).then(|| Side::new(&kind, folder));
     let mut image = None;
     let peer = if let Some(socket) = option("--peer-socket") {
         Some(Kind::Running { socket: socket.into() })
@@ -126,7 +126,7 @@ fn main() {
         println!("no vhost-device-scsi (cargo install vhost-device-scsi): no ratios");
         None
     };
-    let mut peer = peer.map(|kind| Side::new(&kind, &folder));
+    let mut peer = peer.map(|kind| Side::new(&kind, folder));
 
     println!("the driver alone: {:.0} ns a request", alone(READ).unwrap());
     if let Some(ours) = &ours {
@@ -143,14 +143,13 @@ fn main() {
     for &case in CASES.iter().filter(wanted) {
         let (mut own, mut others) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
-            let turn = |side: &mut Option<Side>| side.as_mut()?.measure(case, time, &folder);
+            let turn = |side: &mut Option<Side>| side.as_mut()?.measure(case, time, folder);
             own.extend(turn(&mut ours));
             others.extend(turn(&mut peer));
         }
         print_row(case, &own, &others);
     }
     drop((ours, peer, image));
-    let _ = fs::remove_dir_all(&folder);
 }
 
 /// A back end with its disk, checked.
