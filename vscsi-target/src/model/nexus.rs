@@ -62,6 +62,18 @@ pub struct NexusInfo {
 }
 
 impl NexusInfo {
+    /// A digest of the numbers and names of the logical units it sees now; never 0.
+    pub(super) fn inventory(&self) -> u64 {
+        let mut digest = FNV_OFFSET;
+        for (number, lu) in self.target.luns_for(&self.initiator) {
+            for byte in number.to_be_bytes().into_iter().chain(lu.config.identity.naa.to_be_bytes())
+            {
+                digest = (digest ^ u64::from(byte)).wrapping_mul(FNV_PRIME);
+            }
+        }
+        digest.max(1)
+    }
+
     fn tell(&self, number: u16, change: Change) {
         if let Some(observer) = &self.observer {
             observer.changed(number, change);
@@ -133,6 +145,9 @@ impl Nexus {
         });
         nexus.info.target.attach(&nexus);
         nexus.remap(None);
+        for (_, itl) in nexus.table().iter() {
+            itl.compare_inventory();
+        }
         nexus
     }
 
@@ -266,6 +281,8 @@ pub struct Itl {
     /// The logical unit.
     pub lu: Arc<LogicalUnit>,
     attention: AtomicU32,
+    /// The logical units that this nexus saw elsewhere, until they are compared; 0 for none.
+    inventory: AtomicU64,
     pending: Mutex<Attentions>,
 }
 
@@ -276,6 +293,7 @@ impl Itl {
             number,
             lu,
             attention: AtomicU32::new(bit::UNIT_ATTENTION),
+            inventory: AtomicU64::new(0),
             pending: Mutex::new(Attentions::power_on()),
         });
         itl.lu.attach(&itl);
@@ -313,9 +331,18 @@ impl Itl {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes over the unit attentions that the nexus had elsewhere.
-    pub(super) fn resume(&self, attentions: Attentions) {
+    /// Takes over the unit attentions that the nexus had elsewhere, where it saw these logical units.
+    pub(super) fn resume(&self, attentions: Attentions, inventory: u64) {
+        self.inventory.store(inventory, Ordering::Release);
         self.with_pending(|pending| *pending = attentions);
+    }
+
+    /// Tells a nexus that took over where it was whether it sees other logical units now.
+    pub(super) fn compare_inventory(&self) {
+        let seen = self.inventory.swap(0, Ordering::AcqRel);
+        if seen != 0 && seen != self.nexus.inventory() {
+            self.establish(Attention::LUNS_CHANGED);
+        }
     }
 
     fn with_pending<R>(&self, with: impl FnOnce(&mut Attentions) -> R) -> R {
@@ -352,3 +379,7 @@ impl Itl {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(old & !all | bits));
     }
 }
+
+// FNV-1a: nobody gains anything by a collision.
+const FNV_OFFSET: u64 = 0xCBF2_9CE4_8422_2325;
+const FNV_PRIME: u64 = 0x0100_0000_01B3;

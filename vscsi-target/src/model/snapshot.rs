@@ -8,7 +8,8 @@
 //!
 //! I_T nexuses are named by TransportID and relative target port. Those that a restored state names
 //! wait in [`LuState::waiting`]: the nexus that is established under such a name takes its entry over
-//! instead of starting with a POWER ON condition. Until then an entry collects unit attentions as the
+//! instead of starting with a POWER ON condition; if it sees other logical units than it saw before, it
+//! is told. Until then an entry collects unit attentions as the
 //! nexus itself would, and still prevents medium removal.
 //!
 //! What is restored may come from another host or a damaged file. Everything is checked while it is
@@ -73,8 +74,6 @@ pub fn restore(nexus: &Nexus, bytes: &[u8]) -> Result<(), SnapshotError> {
         snapshot.rename(&was, is);
         units.push((itl, snapshot));
     }
-    let is_new = |lun: u16| units.iter().all(|(itl, _)| itl.number != lun);
-    let grown = table.iter().any(|(lun, _)| is_new(lun));
     for (itl, snapshot) in units {
         let is_shared = || itl.lu.itls().iter().any(|other| other.nexus.identity != *is);
         if itl.lu.is_away() {
@@ -88,9 +87,6 @@ pub fn restore(nexus: &Nexus, bytes: &[u8]) -> Result<(), SnapshotError> {
         } else {
             itl.lu.restore(snapshot)?;
             itl.lu.store()?;
-        }
-        if grown {
-            itl.establish(Attention::LUNS_CHANGED);
         }
     }
     Ok(())
@@ -208,6 +204,8 @@ pub struct Waiting {
     pub prevents: bool,
     /// An ACA condition is established for it.
     pub aca: bool,
+    /// What logical units it saw: [`NexusInfo::inventory`].
+    pub inventory: u64,
 }
 
 impl LogicalUnit {
@@ -225,6 +223,7 @@ impl LogicalUnit {
                     attentions: itl.attentions(),
                     prevents: state.preventers.contains(&itl.nexus.id),
                     aca: state.aca == Some(itl.nexus.id),
+                    inventory: itl.nexus.inventory(),
                 });
             }
         }
@@ -260,7 +259,7 @@ impl LogicalUnit {
         snapshot.check_unit(self)?;
         let resized = snapshot.blocks != self.blocks();
         let removable = self.config.removable;
-        let strangers = self.update(|state| {
+        let (known, strangers) = self.update(|state| {
             let capabilities = state.reservations.capabilities();
             state.reservations = snapshot.reservations.with_capabilities(capabilities);
             state.modes.resume(snapshot.modes.0, snapshot.modes.1);
@@ -276,10 +275,11 @@ impl LogicalUnit {
                     waiting.attentions.establish(Attention::CAPACITY_CHANGED);
                 }
             }
-            let mut itls = self.itls();
-            itls.retain(|itl| !state.claim(itl));
-            itls
+            self.itls().into_iter().partition::<Vec<_>, _>(|itl| state.claim(itl))
         });
+        for itl in known {
+            itl.compare_inventory();
+        }
         for itl in strangers {
             itl.establish(Attention::MEDIUM_CHANGED);
         }
@@ -295,6 +295,7 @@ impl LogicalUnit {
                 state.waiting.push(entry);
                 state.claim(itl)
             });
+            itl.compare_inventory();
         }
     }
 
@@ -326,8 +327,8 @@ impl LuState {
     pub(super) fn claim(&mut self, itl: &Itl) -> bool {
         let is_its = |waiting: &Waiting| waiting.nexus == itl.nexus.identity;
         let Some(at) = self.waiting.iter().position(is_its) else { return false };
-        let Waiting { attentions, prevents, aca, .. } = self.waiting.remove(at);
-        itl.resume(attentions);
+        let Waiting { attentions, prevents, aca, inventory, .. } = self.waiting.remove(at);
+        itl.resume(attentions, inventory);
         if prevents && !self.preventers.contains(&itl.nexus.id) {
             self.preventers.push(itl.nexus.id);
         }
@@ -380,6 +381,7 @@ struct NexusState {
     attentions: Vec<(u8, u8)>,
     prevents_removal: bool,
     aca: bool,
+    inventory: u64,
 }
 
 impl From<&Snapshot> for UnitState {
@@ -389,6 +391,7 @@ impl From<&Snapshot> for UnitState {
             attentions: waiting.attentions.iter().map(|Attention(asc, ascq)| (asc, ascq)).collect(),
             prevents_removal: waiting.prevents,
             aca: waiting.aca,
+            inventory: waiting.inventory,
         });
         Self {
             naa: format!("{:016x}", snapshot.naa),
@@ -416,7 +419,9 @@ impl TryFrom<UnitState> for Snapshot {
         }
         let mut seen = HashSet::new();
         let mut waiting = Vec::with_capacity(count);
-        for NexusState { nexus, attentions, prevents_removal, aca } in saved.nexuses {
+        for saved in saved.nexuses {
+            let NexusState { nexus, attentions, prevents_removal: prevents, aca, inventory } =
+                saved;
             let nexus = nexus.parse()?;
             if !seen.insert(nexus.clone()) {
                 return Err(SnapshotError::Duplicate(nexus));
@@ -425,7 +430,7 @@ impl TryFrom<UnitState> for Snapshot {
             let attentions = attentions.into_iter().map(|(asc, ascq)| Attention(asc, ascq));
             let attentions =
                 Attentions::resumed(attentions).ok_or(SnapshotError::Attentions { count })?;
-            waiting.push(Waiting { nexus, attentions, prevents: prevents_removal, aca });
+            waiting.push(Waiting { nexus, attentions, prevents, aca, inventory });
         }
         Ok(Self {
             // What is no number is no logical unit's name either.

@@ -82,6 +82,23 @@ fn a_nexus_that_the_state_does_not_name_learns_of_a_new_medium() {
 }
 
 #[test]
+fn a_nexus_that_finds_other_logical_units_is_told() {
+    let (here, bytes) = eventful();
+    let mut there = removable();
+    there.nexus = there.another("iqn.2026-11.test:x");
+    there.lu.restore(here.lu.snapshot()).unwrap();
+    let added = Fixture::new().lu;
+    there.target.map(1, added, None).unwrap();
+    let back = there.another("iqn.2026-11.test:a");
+    assert_eq!(attentions(&back), [Attention::CAPACITY_CHANGED, Attention::LUNS_CHANGED]);
+    // The same when the state comes after the nexus.
+    let there = removable();
+    there.target.map(1, Fixture::new().lu, None).unwrap();
+    restore(&there.nexus, &bytes).unwrap();
+    assert_eq!(attentions(&there.nexus), [Attention::CAPACITY_CHANGED, Attention::LUNS_CHANGED]);
+}
+
+#[test]
 fn a_guest_of_another_name_takes_its_reservation_along() {
     let (_, bytes) = eventful();
     let mut there = removable();
