@@ -10,7 +10,7 @@ import subprocess
 
 import vhost_backend
 from frontend import Frontend
-from harness import check, check_equal, wait_until
+from harness import CHECKOUT, check, check_equal, wait_until
 from targets import Vscsi
 
 MIB = 1 << 20
@@ -18,6 +18,7 @@ QUEUES = 3
 # Control and event queue.
 OTHER_RINGS = 2
 USAGE = 2
+DESCRIPTOR = CHECKOUT / "packaging/50-vscsi-vhost-user-scsi.json"
 PLAIN = ("--state-dir", "none", "--queues", QUEUES)
 
 
@@ -43,12 +44,13 @@ def test_print_capabilities(lab):
 
 
 def test_the_name_of_the_program_chooses(lab):
-    """Called `vhost-user-scsi`, as a JSON descriptor names it, the program is the back end."""
+    """Called as its JSON descriptor names it, the program is the back end of that type."""
     lab.requires_vscsi("vhost-user-scsi")
-    named = lab.scratch / "vhost-user-scsi"
+    descriptor = json.loads(DESCRIPTOR.read_text())
+    named = lab.scratch / pathlib.Path(descriptor["binary"]).name
     named.symlink_to(pathlib.Path(Vscsi.binary).resolve())
     told = json.loads(lab.run(named, "--print-capabilities", timeout=20).stdout)
-    check_equal(told["type"], "scsi", "type")
+    check_equal(told["type"], descriptor["type"], "type")
     path = lab.scratch / "named.sock"
     vhost_backend.start(lab, [f"--socket-path={path}", *PLAIN, "--ram", "16M"], [path],
                         program=named)
