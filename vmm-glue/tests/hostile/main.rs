@@ -205,6 +205,16 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+/// Waits until there are hardly more than before: other tests in this process come and go.
+fn descriptors_go_back_to(before: usize) {
+    let since = Instant::now();
+    while descriptors() > before + 2 {
+        let left = descriptors();
+        assert!(since.elapsed() < Duration::from_secs(30), "{before} descriptors became {left}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// A file of this length, as memory is shared.
 fn memfd(len: u64) -> std::fs::File {
     use nix::sys::memfd::{MFdFlags, memfd_create};

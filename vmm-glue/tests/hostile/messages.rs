@@ -95,8 +95,7 @@ fn a_socket_may_be_cut_at_every_message_and_inside_of_it() {
     }
     siege.check();
     siege.host.wait_for("the last connection to end", |server| !server.status().connected);
-    let left = descriptors();
-    assert!(left <= before + 2, "{before} descriptors became {left}");
+    descriptors_go_back_to(before);
 }
 
 #[test]
@@ -220,6 +219,5 @@ fn random_messages_end_at_most_their_connection() {
     }
     siege.check();
     siege.host.wait_for("the last connection to end", |server| !server.status().connected);
-    let left = descriptors();
-    assert!(left <= before + 2, "{before} descriptors became {left}");
+    descriptors_go_back_to(before);
 }
