@@ -23,7 +23,7 @@ from harness import CACHE, Failed, check, check_equal
 HERE = pathlib.Path(__file__).resolve().parent / "guest"
 PROGRAMS = (
     "bash blockdev busybox cmp depmod fio fstrim ip iscsiadm iscsid kmod md5sum mkfs.ext4 "
-    "modprobe sg_inq sg_opcodes sg_persist sg_readcap sg_reset sg_turs sg_vpd stty"
+    "modprobe sg_inq sg_opcodes sg_persist sg_readcap sg_requests sg_reset sg_turs sg_vpd stty"
 ).split()
 # Programs that busybox stands in for.
 APPLETS = (
@@ -35,6 +35,8 @@ MODULES = (
 ).split()
 LIBRARIES = ["libgcc_s.so.1", "libnss_files.so.2"]
 SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
+# A guest that has said nothing by then will not.
+UP_SECONDS = 120
 INITIATOR = "iqn.2026-11.net.example:guest"
 
 
@@ -213,6 +215,7 @@ class Guest:
         self._qemu = qemu
         self._env = env or {}
         self._running = []
+        self._is_up = False
         self._kernel = boots or kernel()
         self._initramfs = lab.scratch / "initramfs"
         variables = {**variables, "STEPS": " ".join(files)}
@@ -226,14 +229,17 @@ class Guest:
 
     def run(self, seconds):
         """Boots, serves the guest's requests, reports its steps, and returns when it is off."""
-        timer = threading.Timer(seconds, self._kill)
-        timer.start()
+        timers = [threading.Timer(seconds, self._kill),
+                  threading.Timer(UP_SECONDS, lambda: self._is_up or self._kill())]
+        for timer in timers:
+            timer.start()
         try:
             self.start()
             ended, steps = self._converse()
             self._running[-1].wait()
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
             self._kill()
         check(ended, "the guest did not get to its end; its console says\n"
               + "\n".join(self._tail()))
@@ -274,6 +280,8 @@ class Guest:
                 answer = self._answer(rest.split())
                 self._running[-1].stdin.write(answer + "\n")
                 self._running[-1].stdin.flush()
+            elif word == "UP":
+                self._is_up = True
             elif word == "END":
                 ended = True
         return ended, steps

@@ -77,6 +77,7 @@ class Lab:
         self.target_kind = target_kind
         self.test_name = test_name
         self.steps = 0
+        self.has_failed_step = False
         self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="vscsi-lab-"))
 
     def close(self, keep=False):
@@ -128,6 +129,7 @@ class Lab:
     def step(self, name, outcome, reason=""):
         """Reports one step of a test; `outcome` is "ok", "FAIL" or "SKIP"."""
         self.steps += 1
+        self.has_failed_step |= outcome == "FAIL"
         self._report(f"{self.test_name}/{name}", outcome, reason, None)
 
     def requires_program(self, *names):
@@ -228,7 +230,9 @@ class Runner:
             reason = f"{error}\n{trace}    files kept in {lab.scratch}"
             self._report(name, "FAIL", reason, time.monotonic() - started)
         finally:
-            lab.close(keep=failed)
+            if lab.has_failed_step and not failed:
+                print(f"     files of {name} kept in {lab.scratch}", flush=True)
+            lab.close(keep=failed or lab.has_failed_step)
             self._open.discard(lab)
 
     def _report(self, name, outcome, reason, seconds):

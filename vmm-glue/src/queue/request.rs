@@ -108,7 +108,9 @@ impl Running {
                 let response = ResponseBytes::of(&completion.response, &self.layout);
                 self.respond(id, &response, completion.data.len());
             }
-            Outcome::Silent => self.respond(id, &ResponseBytes::failed(code::ABORTED), 0),
+            // Linux repeats what a reset ended, and fails what was aborted. What it aborts itself, one
+            // by one, it has forgotten by then.
+            Outcome::Silent => self.respond(id, &ResponseBytes::failed(code::RESET), 0),
         }
     }
 

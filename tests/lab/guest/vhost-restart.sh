@@ -1,0 +1,46 @@
+# The daemon is killed three times in the middle of verified I/O on a split ring (controller 0) and
+# a packed one (controller 1), and nobody notices. Sourced by /init after vhost-lib.sh.
+# shellcheck shell=bash
+
+restart_under_io() {
+    local jobs=() controller disk round before first
+    no_faults
+    for controller in 0 1; do
+        LOG=/tmp/fio-$controller.json verify_on "$(disk_at $controller 0)" --output-format=json \
+            --bs=4k --iodepth=32 --size=32M --rate_iops=600 --verify_backlog=512 &
+        jobs+=($!)
+    done
+    disk=$(disk_at 0 0)
+    for round in 1 2 3; do
+        sleep 1.5
+        host kill || return
+        before=$(done_on "$disk")
+        host start || return
+        moves "$disk" "$before" || return
+        first="$first${first:+, }$(host moved)" || return
+        kill -0 "${jobs[@]}" || { echo "the I/O was over before restart $round"; return 1; }
+    done
+    for controller in 0 1; do
+        wait "${jobs[$controller]}" || {
+            echo "I/O failed over a restart on controller $controller"
+            return 1
+        }
+    done
+    no_faults
+    note "first completion $first ms after the start of the program," \
+        "longest I/O $(longest /tmp/fio-0.json) ms on the split ring," \
+        "$(longest /tmp/fio-1.json) ms on the packed one"
+}
+
+# What the control queue and the event queue carry still arrives.
+alive_after_restart() {
+    sg_reset --device --no-escalate "/dev/$(disk_at 0 0)"
+    settle "$(disk_at 0 0)"
+    host add 5 || return
+    within 10 disk_at 0 5
+    host remove 5 || return
+    within 10 no_disk_at 0 5
+}
+
+step kill_and_start_under_io restart_under_io
+step control_and_events_after_restart alive_after_restart
