@@ -22,8 +22,9 @@ from harness import CACHE, Failed, check, check_equal
 
 HERE = pathlib.Path(__file__).resolve().parent / "guest"
 PROGRAMS = (
-    "bash blockdev busybox cmp depmod fio fstrim ip iscsiadm iscsid kmod md5sum mkfs.ext4 "
-    "modprobe sg_inq sg_opcodes sg_persist sg_readcap sg_requests sg_reset sg_turs sg_vpd stty"
+    "bash blockdev busybox cmp depmod fio fstrim ip iscsi-test-cu iscsiadm iscsid kmod md5sum "
+    "mkfs.ext4 modprobe sg_inq sg_opcodes sg_persist sg_readcap sg_requests sg_reset sg_turs "
+    "sg_vpd stty"
 ).split()
 # Programs that busybox stands in for.
 APPLETS = (
