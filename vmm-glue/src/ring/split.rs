@@ -62,7 +62,7 @@ impl SplitRing {
             again: VecDeque::new(),
             log: None,
         };
-        ring.next_used = ring.used_index().load(Ordering::Acquire);
+        ring.next_used = u16::from_le(ring.used_index().load(Ordering::Acquire));
         ring.published = ring.next_used;
         if let Some((area, number)) = inflight {
             let (log, again) = SplitInflight::open(area, number, size, ring.next_used)
@@ -87,11 +87,13 @@ impl SplitRing {
             return Ok(self.pop_again(map, chain));
         }
         if self.next_avail == self.seen_avail {
-            let index = self.available_index().load(Ordering::Acquire);
+            let index = u16::from_le(self.available_index().load(Ordering::Acquire));
             if index == self.next_avail {
                 return Ok(Popped::Empty);
             }
-            if index.wrapping_sub(self.next_avail) > self.size {
+            // All that is out has been made available too.
+            let out = self.next_avail.wrapping_sub(self.published);
+            if index.wrapping_sub(self.next_avail) > self.size.saturating_sub(out) {
                 return Err(RingError::AvailableIndex { index, expected: self.next_avail });
             }
             self.seen_avail = index;
@@ -282,3 +284,6 @@ const NO_INTERRUPT: u16 = virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRU
 const NO_NOTIFY: u16 = virtio_bindings::virtio_ring::VRING_USED_F_NO_NOTIFY as u16;
 /// The most entries a split ring has (VIRTIO 1.3, 2.7).
 const MOST_ENTRIES: u16 = 32768;
+
+#[cfg(test)]
+mod tests;
