@@ -8,6 +8,7 @@
 
 pub mod core;
 pub mod iscsi;
+pub mod ring;
 pub mod session;
 pub mod srp;
 
@@ -44,4 +45,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "iscsi_text", run: iscsi::text, seeds: iscsi::text_seeds },
     Target { name: "iscsi_login", run: iscsi::login, seeds: iscsi::login_seeds },
     Target { name: "iscsi_session", run: session::session, seeds: session::session_seeds },
+    Target { name: "ring", run: ring::ring, seeds: ring::ring_seeds },
+    Target { name: "virtio_scsi", run: ring::virtio_scsi, seeds: ring::virtio_scsi_seeds },
 ];
