@@ -203,6 +203,7 @@ class Guest:
     `boots` is the kernel, that of this release unless given.
     """
 
+    BOOT_OPTIONS = ""
     CPUS = 2
     MEBIBYTES = 1024
 
@@ -256,7 +257,8 @@ class Guest:
             "-cpu", "max", "-smp", self.CPUS, "-m", self.MEBIBYTES, "-nodefaults",
             "-display", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", "stdio",
             "-kernel", self._kernel.image, "-initrd", self._initramfs, "-append",
-            "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on",
+            "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on "
+            + self.BOOT_OPTIONS,
             *self._arguments, *more,
         ]
         with open(self._lab.scratch / "qemu.log", "ab") as log:

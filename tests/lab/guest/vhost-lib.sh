@@ -58,8 +58,8 @@ settle() {
     return 1
 }
 
-# no_faults [EXCEPT]: what the kernel logged since the last look has no fault in it. A unit attention
-# ("device reset occurred") and a reset that was asked for ("device reset") are none.
+# no_faults [EXCEPT]: what the kernel logged since the last look has no fault in it. Unit attentions
+# ("device reset occurred") and resets that were asked for ("device reset") are none.
 no_faults() {
     local faults
     faults=$(dmesg -c | grep -iE 'error|sense key|blocked for|broken|stall|fail|abort|offline' |

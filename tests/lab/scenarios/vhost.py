@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+from harness import check
 from targets import Lun
 from vhost_guest import Controller, VhostGuest, installed, newer
 from vhost_target import VhostVscsi
@@ -52,7 +53,7 @@ def test_migration(lab):
     lab.requires_vscsi("vhost-user")
     lab.requires_program("fio", "sg_persist", "sg_reset", "busybox")
     image = lab.image("guest.img", SIZE)
-    luns = [Lun(path=image, handover=True)]
+    luns = [Lun(path=path, handover=True) for path in (image, lab.image("second.img", 128 * MIB))]
     state = lab.scratch / "state"
     source = lab.target(luns, make=VhostVscsi, state_dir=state)
     destination = lab.target(luns, make=VhostVscsi, state_dir=state)
@@ -61,7 +62,10 @@ def test_migration(lab):
         info = guest.migrate([Controller(destination.sockets[0])])
         # Nothing of what follows may come from the old daemon.
         source.check_end(source.stop())
-        return f"moved in {info['total-time']} ms, stopped for {info['downtime']} ms"
+        passes = info["ram"]["dirty-sync-count"]
+        check(passes > 2, f"memory was moved in {passes} passes: none while the guest ran")
+        return (f"moved in {info['total-time']} ms and {passes} passes,"
+                f" stopped for {info['downtime']} ms")
 
     requests = {**_requests(destination, image), "migrate": migrate}
     guest = VhostGuest(lab, newer(), ["vhost-migrate.sh"], VARIABLES, requests,
