@@ -90,7 +90,7 @@ impl reactor::Endpoint for Endpoint {
         }
     }
 
-    fn completed(&mut self, completion: Completion, cx: &mut Cx<'_>) {
+    fn completed(&mut self, completion: &mut Completion, cx: &mut Cx<'_>) {
         if let Self::Session(session) = self {
             session.completed(completion, cx);
         }

@@ -235,7 +235,7 @@ impl Session {
     }
 
     /// The engine finished something.
-    pub fn completed(&mut self, completion: Completion, cx: &mut Cx<'_>) {
+    pub fn completed(&mut self, completion: &mut Completion, cx: &mut Cx<'_>) {
         if completion.owner.cookie == NEXUS_COOKIE {
             self.nexus_is_quiet(cx);
             return;

@@ -63,7 +63,7 @@ impl Endpoint for AnyEndpoint {
         }
     }
 
-    fn completed(&mut self, completion: Completion, cx: &mut Cx<'_>) {
+    fn completed(&mut self, completion: &mut Completion, cx: &mut Cx<'_>) {
         match self {
             Self::Iscsi(endpoint) => endpoint.completed(completion, cx),
             Self::Vhost(queue) => queue.completed(completion, cx),

@@ -222,12 +222,12 @@ impl Queue {
 
     /// The core finished a request.
     #[inline]
-    pub fn completed(&mut self, completion: Completion, _cx: &mut Cx<'_>) {
+    pub fn completed(&mut self, completion: &mut Completion, _cx: &mut Cx<'_>) {
         let Some(running) = &mut self.running else { return };
         if self.index == CONTROL_QUEUE {
-            running.managed(&self.controller, &completion);
+            running.managed(&self.controller, completion);
         } else {
-            running.completed(&completion);
+            running.completed(completion);
         }
     }
 

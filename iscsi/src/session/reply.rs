@@ -23,7 +23,7 @@ struct Answered {
 
 impl Session {
     /// Turns a completion into PDUs.
-    pub(super) fn answer(&mut self, completion: Completion, cx: &mut Cx<'_>) {
+    pub(super) fn answer(&mut self, completion: &mut Completion, cx: &mut Cx<'_>) {
         let Some(slot) = self.tasks.of_cookie(completion.owner.cookie) else { return };
         let Some(task) = self.tasks.at(slot) else { return };
         if let Some(gather) = task.out.take() {
@@ -63,17 +63,18 @@ impl Session {
         &mut self,
         conn: &mut Conn,
         task: Answered,
-        completion: Completion,
+        completion: &mut Completion,
         pool: &Pool,
     ) {
-        let response = completion.response;
+        let data = completion.take_data();
+        let response = &completion.response;
         let residual = match response.data_in {
             Residual::None => response.data_out,
             residual => residual,
         };
         let max = task.edtl as usize;
-        let payload = Payload::of(completion.data, max, conn.digests.data, pool)
-            .filter(|payload| !payload.is_empty());
+        let payload =
+            Payload::of(data, max, conn.digests.data, pool).filter(|payload| !payload.is_empty());
         let collapse = payload.is_some()
             && response.status == Status::GOOD
             && response.sense.is_empty()
@@ -86,7 +87,7 @@ impl Session {
         }
         if !collapse {
             let sent = task.r2ts_sent.wrapping_add(data_pdus);
-            self.send_response(conn, task.itt, &response, residual, sent);
+            self.send_response(conn, task.itt, response, residual, sent);
         }
     }
 

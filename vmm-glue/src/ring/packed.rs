@@ -239,10 +239,6 @@ impl PackedRing {
         let written = if len > 0 { WRITE } else { 0 };
         let flags = self.used.used_flags() | written;
         let element = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
-        if let Some(log) = &self.log {
-            // Before the driver sees it, so that a page is never behind the log.
-            log.pages.mark(log.descriptor + u64::from(self.used.at) * DESCRIPTOR, DESCRIPTOR);
-        }
         if self.first.is_none() {
             self.first = Some((self.used.at, element));
         } else {
@@ -260,6 +256,10 @@ impl PackedRing {
         }
         // The driver takes used elements in the order of the ring: with this one it sees all.
         self.element(at).store(element.to_le(), Ordering::Release);
+        if let Some(log) = &self.log {
+            // After it is written: a page that is copied between mark and write would be old.
+            log.pages.mark(log.descriptor, DESCRIPTOR * u64::from(self.size));
+        }
         if let Some(inflight) = &mut self.inflight {
             inflight.published();
         }
@@ -297,10 +297,10 @@ impl PackedRing {
 
     /// Says when the driver is to notify: offset and flags at once.
     fn wish(&self, event: u32) {
+        self.suppression(self.areas.device).store(event.to_le(), Ordering::Relaxed);
         if let Some(log) = &self.log {
             log.pages.mark(log.device, 4);
         }
-        self.suppression(self.areas.device).store(event.to_le(), Ordering::Relaxed);
     }
 
     pub(super) fn base(&self) -> u32 {

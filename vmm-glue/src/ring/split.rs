@@ -179,12 +179,10 @@ impl SplitRing {
         if old == new {
             return false;
         }
-        if let Some((log, gpa)) = &self.log {
-            // Before the driver sees it, so that a page is never behind the log.
-            log.mark(*gpa, 6 + 8 * u64::from(self.size));
-        }
         self.used_index().store(new.to_le(), Ordering::Release);
         self.published = new;
+        // After it is written: a page that is copied between mark and write would be old.
+        self.log_used();
         if let Some(inflight) = &mut self.inflight {
             inflight.published(new);
         }

@@ -53,7 +53,7 @@ impl Endpoint for Only {
         self.0.ready(source, ready, cx);
     }
 
-    fn completed(&mut self, completion: Completion, cx: &mut Cx<'_>) {
+    fn completed(&mut self, completion: &mut Completion, cx: &mut Cx<'_>) {
         self.0.completed(completion, cx);
     }
 

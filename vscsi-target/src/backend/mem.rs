@@ -1,8 +1,8 @@
-//! The RAM backend: a memfd, mapped once, which uses RAM only for what was written.
+//! The RAM backend: anonymous memory, mapped once, which uses RAM only for what was written.
 //!
 //! **Address space.** At open a range several times the size is mapped, so the medium grows in place
 //! and lent segments stay where they are. When it shrinks, the memory behind the lost blocks is given
-//! back but the file keeps its size: a segment lent before still reads (zeroes), never faults.
+//! back but stays mapped: a segment lent before still reads (zeroes), never faults.
 //!
 //! **Holes.** Reading a hole through a mapping would allocate it, so a bitmap with one bit a 4 KiB
 //! granule says what was written; all else is answered with zeroes without touching the mapping.
@@ -14,19 +14,10 @@
 
 use super::{Extent, Op, Properties, Started, null::lend_zeroes};
 use crate::reactor::{pages::Pages, ring::Ring, sg::Segment};
-use nix::{
-    fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
-    sys::{
-        memfd::{MFdFlags, memfd_create},
-        mman::{MapFlags, ProtFlags, mmap, munmap},
-    },
-    unistd::ftruncate,
-};
+use nix::sys::sysinfo::sysinfo;
 use std::{
     io,
     num::NonZeroUsize,
-    os::fd::OwnedFd,
-    ptr::NonNull,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -38,10 +29,10 @@ use std::{
 pub struct Mem {
     pub(super) properties: Properties,
     memory: Mapping,
-    /// Size of the medium; never more than `file_len`.
+    /// Size of the medium.
     len: AtomicU64,
-    /// Size of the memfd: only grows. The lock orders changes of size.
-    file_len: Mutex<u64>,
+    /// The largest size it ever had. The lock orders changes of size.
+    high: Mutex<u64>,
     written: Bitmap,
 }
 
@@ -58,7 +49,7 @@ impl Mem {
             ));
         }
         let memory = Mapping::new(len)?;
-        let written = Bitmap::new(memory.len.get().div_ceil(GRANULE))?;
+        let written = Bitmap::new(memory.len().div_ceil(GRANULE))?;
         Ok(Self {
             properties: Properties {
                 block_size,
@@ -75,7 +66,7 @@ impl Mem {
             },
             memory,
             len: AtomicU64::new(len),
-            file_len: Mutex::new(len),
+            high: Mutex::new(len),
             written,
         })
     }
@@ -193,24 +184,21 @@ impl Mem {
                 format!("{len} bytes are not whole blocks"),
             ));
         }
-        if len > self.memory.len.get() as u64 {
-            let most = self.memory.len;
+        if len > self.memory.len() as u64 {
+            let most = self.memory.len();
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("this RAM disk can grow to {most} bytes, not to {len}: add a new one"),
             ));
         }
-        let mut file_len = self.file_len.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut high = self.high.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.len();
-        if len > *file_len {
-            ftruncate(&self.memory.file, signed(len)?)?;
-            *file_len = len;
-        }
+        *high = len.max(*high);
         // Shrinking hides the blocks first. Growing wipes what late writes left behind the old end.
         if len < old {
             self.len.store(len, Ordering::Release);
         }
-        let (low, high) = (len.min(old) as usize, (*file_len).max(old) as usize);
+        let (low, high) = (len.min(old) as usize, *high as usize);
         self.release(low, high - low)?;
         self.len.store(len, Ordering::Release);
         Ok(len)
@@ -226,7 +214,7 @@ impl Mem {
     }
 
     /// # Safety
-    /// `at..at + len` is inside the file, and `to` is valid for writes of `len` bytes.
+    /// `at..at + len` is inside the mapping, and `to` is valid for writes of `len` bytes.
     unsafe fn copy_out(&self, mut at: usize, mut to: *mut u8, mut len: usize) {
         while len > 0 {
             let (written, run) = self.written.run(at, len);
@@ -247,7 +235,7 @@ impl Mem {
     }
 
     /// # Safety
-    /// `at..at + len` is inside the file, and `from` is valid for reads of `len` bytes.
+    /// `at..at + len` is inside the mapping, and `from` is valid for reads of `len` bytes.
     unsafe fn copy_in(&self, at: usize, from: *const u8, len: usize) {
         // SAFETY: vouched for by the caller.
         unsafe { std::ptr::copy(from, self.memory.at(at), len) };
@@ -256,7 +244,7 @@ impl Mem {
         self.written.set(at, len);
     }
 
-    /// Makes a range inside the file read as zeroes and gives whole granules back.
+    /// Makes a range of the mapping read as zeroes and gives whole granules back.
     fn release(&self, at: usize, len: usize) -> io::Result<()> {
         let end = at + len;
         let (first, last) = (at.next_multiple_of(GRANULE), end - end % GRANULE);
@@ -268,9 +256,7 @@ impl Mem {
         self.wipe(last, end);
         // The bits go first: see `copy_in`.
         self.written.clear(first, last - first);
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let (first, len) = (signed(first as u64)?, signed((last - first) as u64)?);
-        Ok(fallocate(&self.memory.file, flags, first, len)?)
+        self.memory.pages.discard(first, last - first)
     }
 
     /// Zeroes part of one or two granules, where they were written at all.
@@ -279,7 +265,7 @@ impl Mem {
         while at < end {
             let (written, run) = self.written.run(at, end - at);
             if written {
-                // SAFETY: inside the file (`release`).
+                // SAFETY: inside the mapping (`release`).
                 unsafe { self.memory.at(at).write_bytes(0, run) };
             }
             at += run;
@@ -287,58 +273,51 @@ impl Mem {
     }
 }
 
-/// The memfd and where all of it, and what it may grow to, is mapped.
+/// Where the medium is, and room for it to grow.
 #[derive(Debug)]
 struct Mapping {
-    file: OwnedFd,
-    base: NonNull<u8>,
-    len: NonZeroUsize,
+    pages: Pages,
 }
-
-// SAFETY: an address range that lives as long as the value; access is by raw copies only.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(len: u64) -> io::Result<Self> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = memfd_create(c"vscsi-ram", flags)?;
-        ftruncate(&file, signed(len)?)?;
-        // Whoever reaches the file through /proc cannot pull the memory from under the mapping.
-        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL))?;
         let most = len.saturating_add(GROWTH_MOST);
         let wishes =
             [len.saturating_mul(16).max(GROWTH_LEAST).min(most), len.saturating_mul(2), len];
         let mut refused = outside();
         for wish in wishes {
-            let Some(len) = usize::try_from(wish).ok().and_then(NonZeroUsize::new) else {
+            let Some(room) = usize::try_from(wish).ok().and_then(NonZeroUsize::new) else {
                 continue;
             };
-            let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-            let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-            // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-            match unsafe { mmap(None, len, protection, flags, &file, 0) } {
-                Ok(base) => return Ok(Self { base: base.cast(), len, file }),
-                Err(errno) => refused = errno.into(),
+            match Pages::zeroed(room) {
+                Ok(pages) => {
+                    // Half of a random access to small pages is the way to the page. A huge one may
+                    // hold little, so a disk has them only where all of it could be in RAM.
+                    if len <= ram() / HUGE_SHARE {
+                        pages.prefer_huge(len as usize);
+                    }
+                    return Ok(Self { pages });
+                }
+                Err(error) => refused = error,
             }
         }
         Err(refused)
     }
 
+    fn len(&self) -> usize {
+        self.pages.len()
+    }
+
     fn at(&self, at: usize) -> *mut u8 {
-        debug_assert!(at <= self.len.get());
+        debug_assert!(at <= self.len());
         // `wrapping_add` needs no promise; callers stay inside.
-        self.base.as_ptr().wrapping_add(at)
+        self.pages.base().wrapping_add(at)
     }
 }
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping; who was lent a segment holds the logical unit (`Hold`).
-        let unmapped = unsafe { munmap(self.base.cast(), self.len.get()) };
-        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
-    }
+/// Bytes of RAM of this machine.
+fn ram() -> u64 {
+    sysinfo().map_or(0, |info| info.ram_total())
 }
 
 /// One bit a granule, in lazily allocated pages.
@@ -420,10 +399,6 @@ impl Bitmap {
     }
 }
 
-fn signed(n: u64) -> io::Result<i64> {
-    i64::try_from(n).map_err(|_| outside())
-}
-
 fn outside() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "outside the RAM disk")
 }
@@ -434,6 +409,8 @@ const GRANULE: usize = 4096;
 const GROWTH_LEAST: u64 = 1 << 34;
 /// Address space reserved beyond the size at most.
 const GROWTH_MOST: u64 = 1 << 40;
+/// A disk of up to this part of the machine's RAM has huge pages.
+const HUGE_SHARE: u64 = 4;
 
 #[cfg(test)]
 mod tests;

@@ -140,6 +140,13 @@ pub struct Completion {
     pub data: DataIn,
 }
 
+impl Completion {
+    /// Takes the data out, to keep it until it is sent.
+    pub fn take_data(&mut self) -> DataIn {
+        mem::replace(&mut self.data, DataIn::None)
+    }
+}
+
 /// The transport's memory for a command's data.
 #[derive(Clone, Copy, Debug)]
 pub enum Memory<'a> {

@@ -1,7 +1,7 @@
 //! Anonymous memory in whole pages, straight from the kernel.
 #![allow(unsafe_code)] // Mapping memory, and slices over it.
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::{ffi::c_void, io, num::NonZeroUsize, ptr::NonNull};
 
 /// Exclusively owned, page-aligned, zeroed memory. Untouched pages cost no RAM.
@@ -24,6 +24,24 @@ impl Pages {
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap_anonymous(None, len, protection, flags) }?;
         Ok(Self { base: base.cast(), len })
+    }
+
+    /// Asks for huge pages in the first `len` bytes; the system may have none.
+    pub(crate) fn prefer_huge(&self, len: usize) {
+        let len = len.min(self.len());
+        // SAFETY: our own mapping, whose contents this does not change.
+        let _ = unsafe { madvise(self.base.cast(), len, MmapAdvise::MADV_HUGEPAGE) };
+    }
+
+    /// Gives `len` bytes from `at`, whole pages, back: they read as zeroes.
+    pub(crate) fn discard(&self, at: usize, len: usize) -> io::Result<()> {
+        if at.checked_add(len).is_none_or(|end| end > self.len()) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: at most the end of our own mapping.
+        let start = unsafe { self.base.add(at) };
+        // SAFETY: inside our own mapping; who reads it meanwhile by raw copies sees old or new bytes.
+        Ok(unsafe { madvise(start.cast(), len, MmapAdvise::MADV_DONTNEED) }?)
     }
 
     pub(crate) fn base(&self) -> *mut u8 {

@@ -56,8 +56,9 @@ pub trait Endpoint: Sized + std::fmt::Debug + 'static {
     fn note(&mut self, note: Self::Note, cx: &mut Cx<'_>);
     /// A watched descriptor (by the `source` given to [`Cx::watch`]) is ready.
     fn ready(&mut self, source: u32, ready: Ready, cx: &mut Cx<'_>);
-    /// The engine finished a task of this endpoint.
-    fn completed(&mut self, completion: Completion, cx: &mut Cx<'_>);
+    /// The engine finished a task of this endpoint. What it does not take of the completion is
+    /// dropped after the round.
+    fn completed(&mut self, completion: &mut Completion, cx: &mut Cx<'_>);
     /// The time given to [`Cx::wake_at`] has come.
     fn expired(&mut self, cx: &mut Cx<'_>);
     /// The turn ends: publish what was gathered. Called once for each endpoint touched in it.
@@ -385,12 +386,14 @@ impl<E: Endpoint> Reactor<E> {
             self.mail.clear();
             let mut done = mem::take(&mut self.done);
             self.engine.completions(&mut done);
-            for completion in done.drain(..) {
-                any = true;
-                let id = completion.owner.endpoint;
-                // Of an endpoint that is gone: dropping the completion frees its memory.
-                self.call(id, |endpoint, cx| endpoint.completed(completion, cx));
+            any |= !done.is_empty();
+            for completion in &mut done {
+                self.call(completion.owner.endpoint, |endpoint, cx| {
+                    endpoint.completed(completion, cx);
+                });
             }
+            // Frees the memory of those that nobody took, too.
+            done.clear();
             self.done = done;
             if self.touched.is_empty() {
                 return (any, false);

@@ -128,7 +128,7 @@ impl Endpoint for Toy {
         self.receive(cx);
     }
 
-    fn completed(&mut self, completion: Completion, _cx: &mut Cx<'_>) {
+    fn completed(&mut self, completion: &mut Completion, _cx: &mut Cx<'_>) {
         assert_eq!(completion.owner.cookie, 1);
         self.log.send(Log::Completed(completion.response.status)).unwrap();
     }
