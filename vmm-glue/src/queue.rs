@@ -251,7 +251,11 @@ impl Queue {
         if !self.changes.is_empty() {
             self.change(cx);
         }
-        if !self.barriers.is_empty() {
+        // What a task management function aborted may wait for older requests, where the driver
+        // wants them in order; it must see them before the answer all the same.
+        if !self.barriers.is_empty()
+            && self.running.as_ref().is_none_or(|running| !running.ring.holds_back())
+        {
             self.barriers.clear();
         }
     }
@@ -286,7 +290,9 @@ impl Queue {
     #[inline]
     fn fetch(&mut self, cx: &mut Cx<'_>) -> bool {
         let Some(running) = &mut self.running else { return false };
-        if !running.enabled || running.broken || !self.changes.is_empty() {
+        // What was in flight before a crash is finished before the ring is let go.
+        let may_take = self.changes.is_empty() || running.ring.resumes();
+        if !running.enabled || running.broken || !may_take {
             return false;
         }
         let taken = match self.index {
@@ -369,7 +375,10 @@ impl Queue {
 
     /// Makes the changes that wait, if nothing is in flight.
     fn change(&mut self, cx: &mut Cx<'_>) {
-        while self.running.as_ref().is_none_or(|running| running.slots.is_idle())
+        if self.running.as_ref().is_some_and(|running| running.ring.resumes()) {
+            self.fetch(cx);
+        }
+        while self.running.as_ref().is_none_or(|running| running.may_change())
             && let Some(change) = self.changes.pop_front()
         {
             match change {
@@ -444,6 +453,12 @@ impl Running {
         if self.ring.publish() {
             self.interrupt();
         }
+    }
+
+    /// Whether nothing is in flight, nor was before a crash.
+    fn may_change(&self) -> bool {
+        let resumes = self.enabled && !self.broken && self.ring.resumes();
+        self.slots.is_idle() && !resumes
     }
 
     /// Memory of this guest is gone: what it asks for can mean anything.

@@ -215,6 +215,17 @@ impl Ring {
         each!(self, ring => ring.rearm())
     }
 
+    /// Whether chains are given back that the driver sees only when older ones are, too
+    /// (VIRTIO_F_IN_ORDER).
+    pub fn holds_back(&self) -> bool {
+        each!(self, ring => ring.holds_back())
+    }
+
+    /// Whether chains that were taken before a crash are still to be taken again.
+    pub fn resumes(&self) -> bool {
+        each!(self, ring => ring.resumes())
+    }
+
     /// Where to go on, as GET_VRING_BASE answers it. Nothing may be in flight.
     pub fn base(&self) -> u32 {
         each!(self, ring => ring.base())

@@ -33,6 +33,11 @@ impl Order {
         }
     }
 
+    /// Whether something is done that waits for what was taken before it.
+    pub(super) fn holds_back(&self) -> bool {
+        self.done.iter().any(Option::is_some)
+    }
+
     /// The next chain to give back, if it is done.
     pub(super) fn next(&mut self) -> Option<(u16, u32)> {
         let id = *self.taken.get(self.first).filter(|_| self.count > 0)?;
@@ -53,11 +58,13 @@ mod tests {
         [3, 1, 2].into_iter().for_each(|id| order.take(id));
         order.done(1, 10);
         assert_eq!(order.next(), None);
+        assert!(order.holds_back());
         order.done(3, 30);
         assert_eq!(
             [order.next(), order.next(), order.next()],
             [Some((3, 30)), Some((1, 10)), None]
         );
+        assert!(!order.holds_back());
         order.take(3);
         order.done(3, 0);
         order.done(2, 5);

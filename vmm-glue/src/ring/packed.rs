@@ -258,7 +258,9 @@ impl PackedRing {
         self.element(at).store(element.to_le(), Ordering::Release);
         if let Some(log) = &self.log {
             // After it is written: a page that is copied between mark and write would be old.
-            log.pages.mark(log.descriptor, DESCRIPTOR * u64::from(self.size));
+            let (from, to) = if at < self.used.at { (at, self.used.at) } else { (0, self.size) };
+            let start = log.descriptor + DESCRIPTOR * u64::from(from);
+            log.pages.mark(start, DESCRIPTOR * u64::from(to - from));
         }
         if let Some(inflight) = &mut self.inflight {
             inflight.published();
@@ -301,6 +303,14 @@ impl PackedRing {
         if let Some(log) = &self.log {
             log.pages.mark(log.device, 4);
         }
+    }
+
+    pub(super) fn holds_back(&self) -> bool {
+        self.order.as_ref().is_some_and(Order::holds_back)
+    }
+
+    pub(super) fn resumes(&self) -> bool {
+        !self.again.is_empty()
     }
 
     pub(super) fn base(&self) -> u32 {

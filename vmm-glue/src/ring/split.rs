@@ -218,6 +218,14 @@ impl SplitRing {
             || u16::from_le(self.available_index().load(Ordering::Acquire)) != self.next_avail
     }
 
+    pub(super) fn holds_back(&self) -> bool {
+        self.order.as_ref().is_some_and(Order::holds_back)
+    }
+
+    pub(super) fn resumes(&self) -> bool {
+        !self.again.is_empty()
+    }
+
     pub(super) fn base(&self) -> u32 {
         // What was to be taken again is still in flight: its entries are not used.
         self.next_avail.wrapping_sub(self.again.len() as u16).into()

@@ -3,7 +3,7 @@
 use std::{
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, RawFd},
         unix::net::UnixStream,
     },
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -12,16 +12,17 @@ use std::{
 };
 
 use nix::{
+    cmsg_space,
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{MsgFlags, recv},
+    sys::socket::{ControlMessageOwned, MsgFlags, recv, recvmsg},
+    unistd::close,
 };
 use thiserror::Error;
 use vhost::vhost_user::{
     self, BackendReqHandler,
     message::{FrontendReq, MAX_MSG_SIZE},
 };
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::device::Device;
 
@@ -244,10 +245,26 @@ impl Connection {
         Ok(ended)
     }
 
-    /// Takes a message out of the socket. A descriptor that came with it is closed.
+    /// Takes a message out of the socket. Descriptors that came with it are closed.
     fn receive(&mut self, head: Head) -> Result<Vec<u8>, Broken> {
         let mut bytes = [0; 12];
-        let (have, _closed) = self.stream.recv_with_fd(&mut bytes).map_err(io::Error::from)?;
+        // Room for as many as a message may have: `recv_with_fd` takes one and loses a second.
+        let mut control = cmsg_space!([RawFd; MOST_DESCRIPTORS]);
+        let have = {
+            let mut parts = [io::IoSliceMut::new(&mut bytes)];
+            let fd = self.stream.as_raw_fd();
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            let received = recvmsg::<()>(fd, &mut parts, Some(&mut control), flags);
+            let received = received.map_err(io::Error::from)?;
+            for message in received.cmsgs().map_err(io::Error::from)? {
+                if let ControlMessageOwned::ScmRights(fds) = message {
+                    fds.into_iter().for_each(|fd| {
+                        let _ = close(fd);
+                    });
+                }
+            }
+            received.bytes
+        };
         let mut body = vec![0; head.size as usize];
         let rest = bytes.get_mut(have..).unwrap_or_default();
         self.stream.read_exact(rest).and_then(|()| self.stream.read_exact(&mut body)).map_err(
@@ -343,6 +360,8 @@ fn is_memory(request: u32) -> bool {
     matches!(FrontendReq::of(request), Some(FrontendReq::SET_MEM_TABLE | FrontendReq::ADD_MEM_REG))
 }
 
+/// The most descriptors that a message has.
+const MOST_DESCRIPTORS: usize = 32;
 const VERSION: u32 = 1;
 const REPLY: u32 = 4;
 const NEED_REPLY: u32 = 8;

@@ -275,8 +275,10 @@ fn what_is_written_to_the_ring_is_logged() {
     ring.rearm();
     assert_eq!(dirty(), [DEVICE]);
     (0..256).filter(|id| *id != 7).for_each(|id| ring.push(id, 1));
+    ring.publish();
     dirty();
     ring.push(256, 1);
+    ring.publish();
     assert_eq!(dirty(), [TABLE + 4096]);
     ring.set_log(None, &guest.map);
     ring.suppress();
