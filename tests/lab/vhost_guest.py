@@ -1,6 +1,7 @@
 """A Linux guest whose disks come over vhost-user-scsi, under QEMU 7.2 or a newer one."""
 
 import dataclasses
+import os
 import pathlib
 import time
 
@@ -11,6 +12,9 @@ from qmp import Qmp
 
 # Where the first controller sits on the PCI bus; the others follow.
 FIRST_SLOT = 0x10
+# QEMU's usual entries in a queue; six queues of a split ring take this much to log.
+QUEUE_SIZE = 128
+BIGGEST_SPLIT = 6 * 2112
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,27 @@ class VhostGuest(guest.Guest):
         source.execute("quit")
         source.close()
         return info
+
+    def in_flight(self):
+        """How many commands the regions say to be in flight, on split rings and on packed ones."""
+        counts = {"split": 0, "packed": 0}
+        for link in pathlib.Path(f"/proc/{self._running[-1].pid}/fd").iterdir():
+            try:
+                region = (os.readlink(link).startswith("/memfd:vscsi-inflight")
+                          and link.read_bytes())
+            except FileNotFoundError:  # closed since: a connection
+                continue
+            if not region:
+                continue
+            # Of each queue (vhost-user specification, "Inflight I/O tracking"): a header and
+            # the entries, each with its mark in the first byte.
+            kind, header, entry = ("packed", 32, 32) if len(region) > BIGGEST_SPLIT else (
+                "split", 16, 16)
+            part = -(-(header + entry * QUEUE_SIZE) // 64) * 64
+            for start in range(2 * part, len(region), part):
+                entries = region[start + header:start + header + entry * QUEUE_SIZE]
+                counts[kind] += sum(entries[::entry])
+        return counts
 
     def _qmp_path(self, number):
         return self._lab.scratch / f"qmp-{number}.sock"

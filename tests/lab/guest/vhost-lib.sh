@@ -63,7 +63,7 @@ settle() {
 no_faults() {
     local faults
     faults=$(dmesg -c | grep -iE 'error|sense key|blocked for|broken|stall|fail|abort|offline' |
-        grep -viE "calibrat|RAS:|${1:-calibrat}" | head -n 3)
+        grep -viE "calibrat|tsc|RAS:|${1:-calibrat}" | head -n 3)
     [ -z "$faults" ] || { echo "the kernel says: $faults"; return 1; }
 }
 

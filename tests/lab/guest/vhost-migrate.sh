@@ -64,12 +64,13 @@ migrate_under_io() {
 }
 
 page_cache_came_along() {
-    local disk before
+    local disk before reads
     disk=$(disk_at 0 1)
     before=$(done_on "$disk")
     md5sum </mnt/random | cmp - /tmp/md5
     # Some metadata may be read, but not the file.
-    [ $(($(done_on "$disk") - before)) -lt 16 ] || { echo "the file was not in the cache"; return 1; }
+    reads=$(($(done_on "$disk") - before))
+    [ $reads -lt 16 ] || { echo "the file was not in the cache: $reads reads"; return 1; }
     umount /mnt
 }
 

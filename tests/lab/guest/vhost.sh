@@ -98,7 +98,8 @@ reset_device() {
 reset_aborts_io() {
     local disk job _
     disk=$(disk_at 0 0)
-    verify_on "$disk" --bs=64k --iodepth=32 --numjobs=2 --size=48M --offset_increment=64M &
+    verify_on "$disk" --bs=64k --iodepth=32 --numjobs=2 --size=48M --offset_increment=64M \
+        --time_based --runtime=5 --verify_backlog=128 &
     job=$!
     sleep 1
     for _ in 1 2 3 4 5; do

@@ -1,5 +1,6 @@
 """Linux guests on vhost-user-scsi, under QEMU 7.2 and a newer one (see `guest/vhost*.sh`)."""
 
+import itertools
 import os
 import signal
 import time
@@ -77,12 +78,12 @@ def _boot(lab, qemu, files, target, requests):
     options = ["num_queues=4", *VARIANTS]
     controllers = [Controller(*pair) for pair in zip(target.sockets, options)]
     guest = VhostGuest(lab, qemu, files, VARIABLES, requests, controllers)
+    requests.update(_restarts(target, guest))
     guest.run(seconds=600)
 
 
 def _requests(target, image):
     """What a guest may ask for; see `host` in `guest/lib.sh`."""
-    started = 0.0
 
     def used_bytes():
         os.sync()
@@ -97,8 +98,26 @@ def _requests(target, image):
     def grow():
         target.control("lun", "resize", 0, GROWN, *of_target)
 
+    of_target = ("--target", target.name)
+    return {"used-bytes": used_bytes, "add": add, "remove": remove, "grow": grow,
+            "iscsi": target.over_iscsi}
+
+
+def _restarts(target, guest):
+    """What a guest may ask for besides: the end of its daemon and a new one."""
+    started = 0.0
+    # The moment between taking a command and its end is short: it is looked for.
+    delays = itertools.cycle((0.001, 0.002, 0.0005, 0.004))
+
     def kill():
-        target.stop(signal.SIGKILL)
+        # Commands pile up, and the daemon dies with the first of them in hand.
+        os.kill(target.pid, signal.SIGSTOP)
+        time.sleep(0.3)
+        os.kill(target.pid, signal.SIGCONT)
+        time.sleep(next(delays))
+        target.kill()
+        counts = guest.in_flight()
+        return f"{counts['split']} {counts['packed']}"
 
     def start():
         nonlocal started
@@ -108,6 +127,4 @@ def _requests(target, image):
     def moved():
         return round((time.monotonic() - started) * 1000)
 
-    of_target = ("--target", target.name)
-    return {"used-bytes": used_bytes, "add": add, "remove": remove, "grow": grow,
-            "iscsi": target.over_iscsi, "kill": kill, "start": start, "moved": moved}
+    return {"kill": kill, "start": start, "moved": moved}
