@@ -103,16 +103,7 @@ impl Controller {
 
     /// The features it offers, without those of the front door.
     pub fn features(&self) -> u64 {
-        use ring::feature;
-        scsi::feature::INOUT
-            | scsi::feature::HOTPLUG
-            | scsi::feature::CHANGE
-            | feature::INDIRECT_DESC
-            | feature::EVENT_IDX
-            | feature::VERSION_1
-            | feature::RING_PACKED
-            | feature::IN_ORDER
-            | feature::RING_RESET
+        FEATURES
     }
 
     /// Virtqueues: control, event, and the request queues.
@@ -287,6 +278,16 @@ fn is_parameter(condition: Attention) -> bool {
     )
 }
 
+/// The features a controller offers, without those of the front door.
+pub const FEATURES: u64 = scsi::feature::INOUT
+    | scsi::feature::HOTPLUG
+    | scsi::feature::CHANGE
+    | ring::feature::INDIRECT_DESC
+    | ring::feature::EVENT_IDX
+    | ring::feature::VERSION_1
+    | ring::feature::RING_PACKED
+    | ring::feature::IN_ORDER
+    | ring::feature::RING_RESET;
 /// The queue of control requests.
 pub const CONTROL_QUEUE: u16 = 0;
 /// The queue of events.

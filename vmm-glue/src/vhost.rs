@@ -45,6 +45,7 @@ use std::{
 
 use crate::controller::Controller;
 use device::Device;
+pub use device::PROTOCOL;
 
 /// The thread that serves one socket of a controller.
 #[derive(Debug)]

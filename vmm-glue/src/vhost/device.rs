@@ -19,6 +19,8 @@ use vhost::vhost_user::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
+pub use messages::PROTOCOL;
+
 use super::{
     fault::Fault,
     holding::Holding,

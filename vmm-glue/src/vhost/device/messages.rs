@@ -266,7 +266,7 @@ impl VhostUserBackendReqHandlerMut for Device {
 }
 
 /// The protocol features offered. In-band notifications are not: QEMU accepts them if they are.
-const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+pub const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::LOG_SHMFD)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::BACKEND_REQ)
