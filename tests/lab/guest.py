@@ -7,6 +7,7 @@ serial line: `STEP name ok|FAIL|SKIP reason` and `HOST request` one way, `ok|fai
 
 import dataclasses
 import hashlib
+import inspect
 import lzma
 import os
 import pathlib
@@ -88,7 +89,10 @@ def base_initramfs(kernel):
     paths = {name: shutil.which(name, path=SEARCH) for name in PROGRAMS}
     missing = [name for name, path in paths.items() if path is None]
     check(not missing, f"not installed: {' '.join(missing)}")
-    made_of = hashlib.sha256(pathlib.Path(__file__).read_bytes() + kernel.version.encode())
+    made_by = (_base_tree, _copy, _copy_with_libraries, _copy_modules, _cpio)
+    lists = (PROGRAMS, APPLETS, MODULES, LIBRARIES, kernel.version)
+    made_of = hashlib.sha256(
+        "".join([*map(inspect.getsource, made_by), repr(lists)]).encode())
     for path in paths.values():
         made_of.update(pathlib.Path(path).read_bytes())
     archive = CACHE / f"guest-{kernel.version}-{made_of.hexdigest()[:16]}.cpio"
