@@ -204,7 +204,7 @@ pub struct Waiting {
     pub prevents: bool,
     /// An ACA condition is established for it.
     pub aca: bool,
-    /// What logical units it saw: [`NexusInfo::inventory`].
+    /// A digest of the logical units that it saw.
     pub inventory: u64,
 }
 
