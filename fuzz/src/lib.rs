@@ -11,6 +11,7 @@ pub mod iscsi;
 pub mod ring;
 pub mod session;
 pub mod srp;
+pub mod vhost;
 
 /// A fuzz target.
 #[derive(Clone, Copy, Debug)]
@@ -47,4 +48,5 @@ pub const TARGETS: &[Target] = &[
     Target { name: "iscsi_session", run: session::session, seeds: session::session_seeds },
     Target { name: "ring", run: ring::ring, seeds: ring::ring_seeds },
     Target { name: "virtio_scsi", run: ring::virtio_scsi, seeds: ring::virtio_scsi_seeds },
+    Target { name: "vhost_user", run: vhost::vhost, seeds: vhost::vhost_seeds },
 ];
