@@ -73,7 +73,9 @@ fn text(
     let mut text = format!("vscsi {} is ready.\n", env!("CARGO_PKG_VERSION"));
     if demo {
         text += "Nothing was asked for, so this is a RAM disk for initiators of this host.\n\
-                 What is written to it is gone when vscsi ends. See vscsi serve --help.\n";
+                 What is written to it is gone when vscsi ends. One for a guest:\n\
+                 \x20 vscsi serve --ram 1G --vhost-user /tmp/vm1.sock\n\
+                 See also vscsi serve --help.\n";
     }
     for target in &config.targets {
         text += &about(daemon, target, portals);
