@@ -259,12 +259,13 @@ fn the_backend_program_ends_with_the_peer_of_its_descriptor() {
     let listener = UnixListener::bind(&path).unwrap();
     let link = Link::connect(&path).unwrap();
     let (theirs, _) = listener.accept().unwrap();
-    let mut child = backend(&["--fd=9", "--ram", "1M"], |command| {
+    // A number that no test in this process has: dup2 to itself would leave it to be closed by exec.
+    let mut child = backend(&["--fd=200", "--ram", "1M"], |command| {
         #[allow(unsafe_code)] // Nothing else gives a child a descriptor with a number.
         // SAFETY: dup2 may be called between fork and exec.
         unsafe {
             let from = theirs.as_raw_fd();
-            command.pre_exec(move || match nix::libc::dup2(from, 9) {
+            command.pre_exec(move || match nix::libc::dup2(from, 200) {
                 -1 => Err(std::io::Error::last_os_error()),
                 _ => Ok(()),
             });
