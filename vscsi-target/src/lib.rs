@@ -10,6 +10,7 @@ pub mod limits;
 pub mod model;
 pub mod opcode;
 pub mod reactor;
+mod replace;
 pub mod sbc;
 pub mod sense;
 pub mod spc;

@@ -11,9 +11,8 @@
 //! writes before the change holds and so before GOOD.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs::{self, File},
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
@@ -25,6 +24,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::replace::replace;
 
 use super::{
     LogicalUnit, LuConfig,
@@ -226,26 +227,7 @@ impl Live {
             state: UnitState::from(state),
         };
         let text = serde_json::to_vec(&kept).map_err(|e| fail("write", e.into()))?;
-        let new = self.path.with_extension("json.new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)
-            .map_err(|e| fail("create", e))?;
-        file.write_all(&text).map_err(|e| fail("write", e))?;
-        if durable {
-            file.sync_all().map_err(|e| fail("sync", e))?;
-        }
-        fs::rename(&new, &self.path).map_err(|e| fail("rename", e))?;
-        if durable {
-            let directory = self.path.parent().filter(|p| !p.as_os_str().is_empty());
-            File::open(directory.unwrap_or_else(|| Path::new(".")))
-                .and_then(|directory| directory.sync_all())
-                .map_err(|e| fail("sync the directory of", e))?;
-        }
-        Ok(())
+        replace(&self.path, &text, durable).map_err(|(what, source)| fail(what, source))
     }
 }
 

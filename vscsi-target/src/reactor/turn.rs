@@ -353,16 +353,10 @@ impl<E: Endpoint> Reactor<E> {
                 continue;
             }
             if slot.misses >= MOST_MISSES {
-                if self.with(id, |endpoint, cx| endpoint.rest(cx)) == Some(true) {
+                if self.stays_active(id, at) {
                     any = true;
-                    self.touch(id);
                     at += 1;
-                    continue;
                 }
-                if let Some(slot) = self.slot(id) {
-                    slot.active = false;
-                }
-                self.active.swap_remove(at);
                 continue;
             }
             slot.misses += 1;
@@ -416,18 +410,25 @@ impl<E: Endpoint> Reactor<E> {
         let mut any = false;
         let mut at = 0;
         while let Some(id) = self.active.get(at).copied() {
-            if self.with(id, |endpoint, cx| endpoint.rest(cx)) == Some(true) {
+            if self.stays_active(id, at) {
                 any = true;
-                self.touch(id);
                 at += 1;
-                continue;
             }
-            if let Some(slot) = self.slot(id) {
-                slot.active = false;
-            }
-            self.active.swap_remove(at);
         }
         any
+    }
+
+    /// Lets the endpoint at this place of the active ones rest, unless it has work after all.
+    fn stays_active(&mut self, id: EndpointId, at: usize) -> bool {
+        if self.with(id, |endpoint, cx| endpoint.rest(cx)) == Some(true) {
+            self.touch(id);
+            return true;
+        }
+        if let Some(slot) = self.slot(id) {
+            slot.active = false;
+        }
+        self.active.swap_remove(at);
+        false
     }
 
     fn open(&mut self, seed: E::Seed) {

@@ -9,12 +9,11 @@ pub mod sense;
 #[cfg(test)]
 mod tests;
 
-use crate::{backend::Properties, model::LuConfig};
+use crate::{backend::Properties, model::LuConfig, replace::replace};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -183,21 +182,7 @@ pub fn save(path: &Path, settings: Settings) -> Result<(), SaveError> {
     let mut text = serde_json::to_vec_pretty(&Saved { version: VERSION, settings })
         .map_err(|source| SaveError::Content { path: path.to_owned(), source })?;
     text.push(b'\n');
-    let new = path.with_extension("json.new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)
-        .map_err(|e| fail("create", e))?;
-    file.write_all(&text).map_err(|e| fail("write", e))?;
-    file.sync_all().map_err(|e| fail("sync", e))?;
-    fs::rename(&new, path).map_err(|e| fail("rename", e))?;
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
-    File::open(directory.unwrap_or_else(|| Path::new(".")))
-        .and_then(|directory| directory.sync_all())
-        .map_err(|e| fail("sync the directory of", e))
+    replace(path, &text, true).map_err(|(what, source)| fail(what, source))
 }
 
 const VERSION: u32 = 1;

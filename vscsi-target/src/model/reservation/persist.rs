@@ -7,13 +7,14 @@
 //!
 //! These calls block; they belong on the slow path.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::num::NonZeroU64;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::replace::{replace, sync_directory};
 
 use super::{
     Capabilities, NexusId, Persist, Persistent, Registration, ReservationType, Reservations,
@@ -65,19 +66,7 @@ impl Store {
             path: self.path.clone(),
             source: SavedError::Json(source),
         })?;
-        let mut new = self.path.clone().into_os_string();
-        new.push(".new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)
-            .map_err(|e| self.io("create", e))?;
-        file.write_all(&text).map_err(|e| self.io("write", e))?;
-        file.sync_all().map_err(|e| self.io("sync", e))?;
-        fs::rename(&new, &self.path).map_err(|e| self.io("rename", e))?;
-        self.sync_directory()
+        replace(&self.path, &text, true).map_err(|(what, source)| self.io(what, source))
     }
 
     /// Removes what is saved, if anything is.
@@ -87,14 +76,7 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(self.io("remove", e)),
         }
-        self.sync_directory()
-    }
-
-    fn sync_directory(&self) -> Result<(), StoreError> {
-        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
-        File::open(parent.unwrap_or_else(|| Path::new(".")))
-            .and_then(|directory| directory.sync_all())
-            .map_err(|e| self.io("sync the directory of", e))
+        sync_directory(&self.path).map_err(|(what, source)| self.io(what, source))
     }
 
     fn io(&self, what: &'static str, source: io::Error) -> StoreError {

@@ -4,6 +4,7 @@ use crate::{
     sense::{Sense, Specific},
     testing::{Fixture, sense},
 };
+use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const CONTROL: [u8; 12] = [0x0A, 0x0A, 0x02, 0x10, 0, 0, 0, 0, 0, 0, 0, 0];
