@@ -12,6 +12,7 @@ pub mod pool;
 pub mod postbox;
 pub mod ring;
 pub mod sg;
+mod slab;
 mod spin;
 mod timers;
 pub mod turn;

@@ -7,8 +7,8 @@ use crate::{
     opcode::{Access, Fail, Lane, Row},
     reactor::{
         EndpointId,
-        pool::{DetachedBuf, PoolBuf},
-        sg::Segment,
+        pool::{DetachedBuf, Pool, PoolBuf},
+        sg::{self, Segment},
     },
 };
 use libsrp::{Response, Tag, TaskAttribute};
@@ -94,6 +94,27 @@ impl DataIn {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The bytes in a pool buffer, and how many: for transports whose device reaches only memory
+    /// that was registered, or that need memory nobody writes to any more. What a backend lends is
+    /// copied and the loan ends.
+    ///
+    /// # Errors
+    /// The data as it was, if there is none here ([`DataIn::None`], [`DataIn::Placed`]) or the pool
+    /// has no buffer for it.
+    pub fn into_buffer(self, pool: &Pool) -> Result<(PoolBuf, usize), Self> {
+        match self {
+            Self::Buffer(buffer, len) => Ok((buffer, len)),
+            Self::Lent(segment, hold) => match pool.take(segment.len) {
+                Some(mut buffer) => {
+                    let len = sg::gather(&[segment], buffer.bytes_mut());
+                    Ok((buffer, len))
+                }
+                None => Err(Self::Lent(segment, hold)),
+            },
+            Self::None | Self::Placed(_) => Err(self),
+        }
     }
 }
 

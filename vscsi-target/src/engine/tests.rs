@@ -302,6 +302,30 @@ fn an_ordered_task_waits_for_the_lent_read_before_it() {
 }
 
 #[test]
+fn a_lent_read_copied_into_a_buffer_ends_the_loan() {
+    let mut rig = Rig::new();
+    let mut nexus = rig.nexus("iqn.a");
+    let data = [0xC3; 512];
+    rig.call(&mut nexus, &write_10(0, 1), &out(&data));
+    rig.submit(&mut nexus, &read_10(0, 1), &room(512));
+    rig.engine.completions(&mut rig.done);
+    let data = rig.done[0].take_data();
+    assert!(matches!(data, DataIn::Lent(..)));
+    let none = Pool::new(0);
+    let data = data.into_buffer(&none).unwrap_err();
+    assert!(matches!(data, DataIn::Lent(..)), "kept when the pool is exhausted");
+    let (buffer, len) = data.into_buffer(&rig.engine.pool).unwrap();
+    assert_eq!((len, &buffer.bytes()[..len]), (512, &[0xC3; 512][..]));
+    let (again, len) = DataIn::Buffer(buffer, 100).into_buffer(&none).unwrap();
+    assert_eq!((len, again.bytes()[99]), (100, 0xC3));
+    assert!(matches!(DataIn::Placed(4).into_buffer(&none), Err(DataIn::Placed(4))));
+    // An ORDERED task would wait for a loan.
+    let how = How { attribute: TaskAttribute::Ordered, ..How::default() };
+    let ordered = rig.submit(&mut nexus, &TUR, &how);
+    rig.wait(ordered);
+}
+
+#[test]
 fn abort_task_ends_a_task_that_waits_for_data() {
     let mut rig = Rig::new();
     let mut nexus = rig.nexus("iqn.a");

@@ -4,17 +4,27 @@
 //! the kernel is asked only when a class runs dry, and gets memory back when more than
 //! [`CACHE_LIMIT`] lies idle or when the reactor goes to sleep ([`Pool::trim`]). What is lent at a
 //! time is bounded, so a peer cannot make a reactor use more memory than it was given.
+//!
+//! Buffers are cut from slabs of at least 2 MiB, so that a DMA device learns of many at once
+//! ([`PoolBuf::dma_key`]). A slab is unmapped when none of its buffers is in use or kept. A part
+//! of a slab that is not kept is used again before another slab is mapped, so memory that devices
+//! hold does not grow beyond what was once lent in each size.
 
-use super::{pages::Pages, sg::Segment};
+use super::{
+    sg::Segment,
+    slab::{Piece, Uncut, release_whole},
+};
 use std::{
     cell::{Cell, RefCell},
-    num::NonZeroUsize,
+    io,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
+
+pub use super::slab::Guard;
 
 /// Smallest buffer.
 pub const SMALLEST: usize = 1 << SMALLEST_SHIFT;
@@ -35,7 +45,7 @@ pub struct Pool {
 #[derive(Debug)]
 pub struct PoolBuf {
     /// Empty only during drop and after `detach`.
-    pages: Option<Pages>,
+    piece: Option<Piece>,
     pool: Rc<Inner>,
 }
 
@@ -46,7 +56,7 @@ pub struct PoolBuf {
 #[derive(Debug)]
 pub struct DetachedBuf {
     /// Empty only during drop and after `attach`.
-    pages: Option<Pages>,
+    piece: Option<Piece>,
     freed: Arc<AtomicUsize>,
 }
 
@@ -58,7 +68,8 @@ impl Pool {
                 limit,
                 lent: Cell::new(0),
                 cached: Cell::new(0),
-                free: RefCell::default(),
+                classes: RefCell::default(),
+                cold: Cell::new(0),
                 freed: Arc::default(),
             }),
         }
@@ -76,36 +87,43 @@ impl Pool {
                 return None;
             }
         }
-        let cached = inner.free.borrow_mut().get_mut(class).and_then(Vec::pop);
-        let pages = match cached {
-            Some(pages) => {
-                inner.cached.set(inner.cached.get() - size);
-                pages
+        let piece = {
+            let mut classes = inner.classes.borrow_mut();
+            let class = classes.get_mut(class)?;
+            match class.warm.pop() {
+                Some(piece) => {
+                    inner.cached.set(inner.cached.get() - size);
+                    piece
+                }
+                None => class.fresh(size)?,
             }
-            None => Pages::zeroed(NonZeroUsize::new(size)?).ok()?,
         };
         inner.lent.set(inner.lent.get() + size);
-        Some(PoolBuf { pages: Some(pages), pool: self.inner.clone() })
+        Some(PoolBuf { piece: Some(piece), pool: self.inner.clone() })
     }
 
     /// Takes back a buffer that went through another thread.
     pub fn attach(&self, mut buffer: DetachedBuf) -> PoolBuf {
-        let pages = buffer.pages.take();
-        let size = pages.as_ref().map_or(0, Pages::len);
+        let piece = buffer.piece.take();
+        let size = piece.as_ref().map_or(0, Piece::len);
         // A buffer of another pool moves to this one's account.
         if !Arc::ptr_eq(&buffer.freed, &self.inner.freed) {
             buffer.freed.fetch_add(size, Ordering::Relaxed);
             self.inner.lent.set(self.inner.lent.get() + size);
         }
-        PoolBuf { pages, pool: self.inner.clone() }
+        PoolBuf { piece, pool: self.inner.clone() }
     }
 
-    /// Gives all idle memory back to the system: before a long sleep.
+    /// Gives idle memory back to the system: before a long sleep. What shares a slab with a buffer
+    /// in use stays mapped, and keeps RAM only if a device holds the slab.
     pub fn trim(&self) {
-        // Taken out first: no borrow is held while memory is unmapped.
-        let idle = self.inner.free.take();
+        for class in self.inner.classes.borrow_mut().iter_mut() {
+            class.cold.append(&mut class.warm);
+            release_whole(&mut class.cold, &mut class.uncut);
+            class.cold.iter_mut().for_each(Piece::discard);
+        }
         self.inner.cached.set(0);
-        drop(idle);
+        self.inner.cold.set(0);
     }
 
     /// Bytes lent now.
@@ -123,37 +141,62 @@ impl Pool {
 impl PoolBuf {
     /// How many bytes it holds.
     pub fn capacity(&self) -> usize {
-        self.pages.as_ref().map_or(0, Pages::len)
+        self.piece.as_ref().map_or(0, Piece::len)
+    }
+
+    /// Where it begins. It stays there, also when it goes through another thread.
+    pub fn base(&self) -> *const u8 {
+        self.piece.as_ref().map_or(std::ptr::null(), |piece| piece.base().cast_const())
     }
 
     /// Its first `len` bytes (at most the capacity) as a segment.
     pub fn segment(&mut self, len: usize) -> Segment {
-        match &self.pages {
-            Some(pages) => Segment { base: pages.base(), len: len.min(pages.len()) },
+        match &mut self.piece {
+            Some(piece) => piece.segment(len),
             None => Segment { base: std::ptr::null_mut(), len: 0 },
+        }
+    }
+
+    /// The key under which DMA devices of `domain` reach this buffer, at [`PoolBuf::base`].
+    ///
+    /// The first buffer of a slab for which it is asked calls `register` with the address and the
+    /// length of the whole slab; it gives the key, and what ends the registration when it is
+    /// dropped. That happens before the slab is unmapped, on any thread. A domain known already
+    /// costs one comparison if it was the slab's first, otherwise a lock.
+    ///
+    /// # Errors
+    /// What `register` says. The next call tries again.
+    pub fn dma_key(
+        &self,
+        domain: u32,
+        register: impl FnOnce(*mut u8, usize) -> io::Result<(u64, Guard)>,
+    ) -> io::Result<u64> {
+        match &self.piece {
+            Some(piece) => piece.key(domain, register),
+            None => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
 
     /// The content.
     pub fn bytes(&self) -> &[u8] {
-        self.pages.as_ref().map_or(&[], Pages::bytes)
+        self.piece.as_ref().map_or(&[], Piece::bytes)
     }
 
     /// The content, to change it.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        self.pages.as_mut().map_or(&mut [], Pages::bytes_mut)
+        self.piece.as_mut().map_or(&mut [], Piece::bytes_mut)
     }
 
     /// Makes it sendable to another thread.
     pub fn detach(mut self) -> DetachedBuf {
-        DetachedBuf { pages: self.pages.take(), freed: self.pool.freed.clone() }
+        DetachedBuf { piece: self.piece.take(), freed: self.pool.freed.clone() }
     }
 }
 
 impl Drop for PoolBuf {
     fn drop(&mut self) {
-        if let Some(pages) = self.pages.take() {
-            self.pool.give_back(pages);
+        if let Some(piece) = self.piece.take() {
+            self.pool.give_back(piece);
         }
     }
 }
@@ -161,20 +204,23 @@ impl Drop for PoolBuf {
 impl DetachedBuf {
     /// The content.
     pub fn bytes(&self) -> &[u8] {
-        self.pages.as_ref().map_or(&[], Pages::bytes)
+        self.piece.as_ref().map_or(&[], Piece::bytes)
     }
 
     /// The content, to change it.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        self.pages.as_mut().map_or(&mut [], Pages::bytes_mut)
+        self.piece.as_mut().map_or(&mut [], Piece::bytes_mut)
     }
 }
 
 impl Drop for DetachedBuf {
     fn drop(&mut self) {
-        if let Some(pages) = self.pages.take() {
-            let size = pages.len();
-            drop(pages);
+        if let Some(mut piece) = self.piece.take() {
+            let size = piece.len();
+            if !piece.is_all_that_is_left() {
+                piece.discard();
+            }
+            drop(piece);
             self.freed.fetch_add(size, Ordering::Relaxed);
         }
     }
@@ -185,9 +231,38 @@ struct Inner {
     limit: usize,
     lent: Cell<usize>,
     cached: Cell<usize>,
-    free: RefCell<[Vec<Pages>; CLASSES]>,
+    classes: RefCell<[Class; CLASSES]>,
+    /// Bytes that became cold since whole slabs were last looked for.
+    cold: Cell<usize>,
     /// Bytes lent that were freed on other threads, not yet taken off `lent`.
     freed: Arc<AtomicUsize>,
+}
+
+/// Idle buffers of one size.
+#[derive(Debug, Default)]
+struct Class {
+    /// Kept for reuse, and counted for it.
+    warm: Vec<Piece>,
+    /// Parts of slabs that others still hold parts of. They cost no RAM unless a device holds it.
+    cold: Vec<Piece>,
+    /// The rest of the newest slab.
+    uncut: Option<Uncut>,
+}
+
+impl Class {
+    /// A buffer when no warm one is there.
+    fn fresh(&mut self, size: usize) -> Option<Piece> {
+        if let Some(piece) = self.cold.pop() {
+            return Some(piece);
+        }
+        let mut uncut = match self.uncut.take() {
+            Some(uncut) => uncut,
+            None => Uncut::new(size).ok()?,
+        };
+        let piece = uncut.cut(size);
+        self.uncut = Some(uncut).filter(|uncut| !uncut.is_used_up());
+        piece
+    }
 }
 
 impl Inner {
@@ -196,18 +271,31 @@ impl Inner {
         self.lent.set(self.lent.get().saturating_sub(freed));
     }
 
-    fn give_back(&self, pages: Pages) {
-        let size = pages.len();
+    fn give_back(&self, piece: Piece) {
+        let size = piece.len();
         self.lent.set(self.lent.get().saturating_sub(size));
+        let mut classes = self.classes.borrow_mut();
+        let Some(class) = class_of(size).and_then(|class| classes.get_mut(class)) else { return };
         let cached = self.cached.get() + size;
-        if cached > CACHE_LIMIT {
+        if cached <= CACHE_LIMIT {
+            class.warm.push(piece);
+            self.cached.set(cached);
+        } else {
+            self.cool(class, piece);
+        }
+    }
+
+    /// Gives back to the system what is too much to keep.
+    fn cool(&self, class: &mut Class, mut piece: Piece) {
+        if piece.is_all_that_is_left() {
             return;
         }
-        if let Some(class) = class_of(size)
-            && let Some(list) = self.free.borrow_mut().get_mut(class)
-        {
-            list.push(pages);
-            self.cached.set(cached);
+        piece.discard();
+        self.cold.set(self.cold.get() + piece.len());
+        class.cold.push(piece);
+        if self.cold.get() >= SEARCH_AFTER {
+            self.cold.set(0);
+            release_whole(&mut class.cold, &mut class.uncut);
         }
     }
 }
@@ -218,12 +306,16 @@ fn class_of(len: usize) -> Option<usize> {
     Some((size.trailing_zeros() - SMALLEST_SHIFT) as usize)
 }
 
+/// Bytes that become cold until slabs nobody uses are looked for.
+const SEARCH_AFTER: usize = 16 << 20;
+
 const SMALLEST_SHIFT: u32 = 12;
 const CLASSES: usize = 13;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
 
     #[test]
     fn new_buffer_is_aligned_zeroed_and_of_the_next_power_of_two() {
@@ -317,5 +409,158 @@ mod tests {
         drop(pool);
         buffer.bytes_mut()[0] = 1;
         assert_eq!(buffer.bytes()[0], 1);
+    }
+
+    /// A registration that counts itself, and tells when it ended whether `base` was still mapped.
+    struct Registered {
+        base: usize,
+        ended: Arc<Mutex<Vec<bool>>>,
+    }
+
+    impl Drop for Registered {
+        fn drop(&mut self) {
+            self.ended.lock().unwrap().push(is_mapped(self.base));
+        }
+    }
+
+    fn is_mapped(address: usize) -> bool {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().any(|line| {
+            let range = line.split(' ').next().unwrap();
+            let (from, to) = range.split_once('-').unwrap();
+            let [from, to] = [from, to].map(|end| usize::from_str_radix(end, 16).unwrap());
+            (from..to).contains(&address)
+        })
+    }
+
+    fn never(_: *mut u8, _: usize) -> io::Result<(u64, Guard)> {
+        panic!("registered already")
+    }
+
+    #[test]
+    fn slab_is_registered_once_a_domain_for_all_its_buffers() {
+        let pool = Pool::new(LARGEST);
+        let buffers: Vec<_> = (0..4).map(|_| pool.take(4096).unwrap()).collect();
+        let mut told = None;
+        let key = buffers[2].dma_key(1, |base, len| {
+            told = Some((base, len));
+            Ok((77, Box::new(())))
+        });
+        assert_eq!(key.unwrap(), 77);
+        let (base, len) = told.unwrap();
+        let slab = base as usize..base as usize + len;
+        assert_eq!(len, 2 << 20);
+        for buffer in &buffers {
+            assert!(slab.contains(&(buffer.base() as usize)));
+            assert!(slab.contains(&(buffer.base() as usize + buffer.capacity() - 1)));
+            assert_eq!(buffer.dma_key(1, never).unwrap(), 77);
+        }
+        let second = buffers[0].dma_key(2, |_, _| Ok((88, Box::new(()))));
+        assert_eq!(second.unwrap(), 88);
+        assert_eq!(buffers[1].dma_key(2, never).unwrap(), 88);
+        assert_eq!(buffers[1].dma_key(1, never).unwrap(), 77);
+    }
+
+    #[test]
+    fn failed_registration_is_tried_again() {
+        let pool = Pool::new(LARGEST);
+        let buffer = pool.take(1).unwrap();
+        let refused = buffer.dma_key(1, |_, _| Err(io::ErrorKind::OutOfMemory.into()));
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        assert_eq!(buffer.dma_key(1, |_, _| Ok((5, Box::new(())))).unwrap(), 5);
+    }
+
+    #[test]
+    fn registrations_end_before_the_slab_is_unmapped() {
+        let pool = Pool::new(usize::MAX);
+        let ended = Arc::new(Mutex::default());
+        let held = [pool.take(LARGEST).unwrap(), pool.take(LARGEST).unwrap()];
+        for (at, buffer) in held.iter().enumerate() {
+            let base = buffer.base() as usize;
+            let guard = Registered { base, ended: Arc::clone(&ended) };
+            buffer.dma_key(at as u32, |_, _| Ok((0, Box::new(guard)))).unwrap();
+        }
+        drop(held);
+        assert!(ended.lock().unwrap().is_empty());
+        pool.trim();
+        assert_eq!(*ended.lock().unwrap(), [true, true]);
+    }
+
+    #[test]
+    fn slab_outlives_trim_and_pool_until_its_last_buffer_is_dropped_on_another_thread() {
+        let pool = Pool::new(LARGEST);
+        let ended = Arc::new(Mutex::default());
+        let [first, second] = [pool.take(8192).unwrap(), pool.take(8192).unwrap()];
+        let guard = Registered { base: first.base() as usize, ended: Arc::clone(&ended) };
+        first.dma_key(3, |_, _| Ok((9, Box::new(guard)))).unwrap();
+        let mut second = second.detach();
+        drop(first);
+        pool.trim();
+        drop(pool);
+        second.bytes_mut()[8191] = 1;
+        assert!(ended.lock().unwrap().is_empty());
+        std::thread::spawn(move || drop(second)).join().unwrap();
+        assert_eq!(*ended.lock().unwrap(), [true]);
+    }
+
+    #[test]
+    fn detached_buffer_keeps_address_and_key() {
+        let pool = Pool::new(LARGEST);
+        let buffer = pool.take(4096).unwrap();
+        let base = buffer.base();
+        buffer.dma_key(4, |_, _| Ok((6, Box::new(())))).unwrap();
+        let buffer = buffer.detach();
+        let buffer = pool.attach(std::thread::spawn(|| buffer).join().unwrap());
+        assert_eq!((buffer.base(), buffer.dma_key(4, never).unwrap()), (base, 6));
+    }
+
+    #[test]
+    fn trimmed_slab_with_a_buffer_in_use_is_used_again_before_another_is_mapped() {
+        let pool = Pool::new(LARGEST);
+        let mut held: Vec<_> = (0..512).map(|_| pool.take(4096).unwrap()).collect();
+        held[0].bytes_mut().fill(0xA5);
+        held[7].bytes_mut().fill(0xA5);
+        let slab = held[0].base() as usize;
+        held.swap_remove(7);
+        let freed = held.split_off(1);
+        drop(freed);
+        pool.trim();
+        assert_eq!(pool.cached(), 0);
+        let again: Vec<_> = (0..511).map(|_| pool.take(4096).unwrap()).collect();
+        for buffer in &again {
+            assert!((slab..slab + (2 << 20)).contains(&(buffer.base() as usize)));
+            assert!(buffer.bytes().iter().all(|byte| *byte == 0), "its RAM was not given back");
+        }
+        assert!(held[0].bytes().iter().all(|byte| *byte == 0xA5));
+    }
+
+    #[test]
+    fn what_a_device_holds_stays_as_it_is_when_it_grows_cold() {
+        let pool = Pool::new(LARGEST);
+        let [held, mut other] = [pool.take(4096).unwrap(), pool.take(4096).unwrap()];
+        held.dma_key(1, |_, _| Ok((1, Box::new(())))).unwrap();
+        other.bytes_mut().fill(0xA5);
+        drop(other);
+        pool.trim();
+        // Other pages than those the device knows would read as zeroes.
+        assert!(pool.take(4096).unwrap().bytes().iter().all(|byte| *byte == 0xA5));
+    }
+
+    #[test]
+    fn slabs_that_are_idle_as_a_whole_go_when_too_much_is_kept() {
+        let pool = Pool::new(usize::MAX);
+        let ended = Arc::new(Mutex::default());
+        let lent = (CACHE_LIMIT + 3 * SEARCH_AFTER) / 65536;
+        let held: Vec<_> = (0..lent).map(|_| pool.take(65536).unwrap()).collect();
+        for buffer in &held {
+            let base = buffer.base() as usize;
+            let guard = || Registered { base, ended: Arc::clone(&ended) };
+            buffer.dma_key(1, |_, _| Ok((1, Box::new(guard())))).unwrap();
+        }
+        drop(held);
+        assert_eq!(pool.cached(), CACHE_LIMIT);
+        assert_eq!(ended.lock().unwrap().len(), 3 * SEARCH_AFTER / (2 << 20));
+        pool.trim();
+        assert_eq!(ended.lock().unwrap().len(), lent * 65536 / (2 << 20));
     }
 }
