@@ -56,6 +56,7 @@ unsafe impl Sync for Device {}
 pub struct Registration {
     _handle: Arc<Handle>,
     key: u32,
+    remote_key: u32,
 }
 
 /// A registration that either its owner or the removal of the device ends.
@@ -97,6 +98,11 @@ impl Registration {
     /// The local key.
     pub fn key(&self) -> u32 {
         self.key
+    }
+
+    /// The remote key, of use to a peer for memory that was registered for it.
+    pub fn remote_key(&self) -> u32 {
+        self.remote_key
     }
 }
 
@@ -241,6 +247,34 @@ impl Device {
         } else {
             ibv_access_flags::IBV_ACCESS_LOCAL_WRITE
         };
+        // SAFETY: as the caller promises.
+        unsafe { self.register_with(base, len, access) }
+    }
+
+    /// Registers memory that a peer may read and write, as initiators do.
+    ///
+    /// # Errors
+    /// As [`Device::register`].
+    ///
+    /// # Safety
+    /// As [`Device::register`]; and nobody relies on what is in the memory while a peer knows its
+    /// key.
+    pub unsafe fn register_for_peer(&self, base: *mut u8, len: usize) -> io::Result<Registration> {
+        let access = ibv_access_flags::IBV_ACCESS_LOCAL_WRITE
+            | ibv_access_flags::IBV_ACCESS_REMOTE_READ
+            | ibv_access_flags::IBV_ACCESS_REMOTE_WRITE;
+        // SAFETY: as the caller promises.
+        unsafe { self.register_with(base, len, access) }
+    }
+
+    /// # Safety
+    /// As [`Device::register`].
+    unsafe fn register_with(
+        &self,
+        base: *mut u8,
+        len: usize,
+        access: ibv_access_flags,
+    ) -> io::Result<Registration> {
         let mut registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
         if registered.removed {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
@@ -253,11 +287,11 @@ impl Device {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: a region just made.
-        let key = unsafe { (*region).lkey };
+        let (key, remote_key) = unsafe { ((*region).lkey, (*region).rkey) };
         let handle = Arc::new(Handle { table: self.table, region: Mutex::new(region) });
         registered.all.retain(|handle| handle.strong_count() > 0);
         registered.all.push(Arc::downgrade(&handle));
-        Ok(Registration { _handle: handle, key })
+        Ok(Registration { _handle: handle, key, remote_key })
     }
 
     pub(crate) fn context(&self) -> *mut ibv_context {
