@@ -237,7 +237,7 @@ impl Listener {
         let local = stream.local_addr().unwrap_or(self.portal.address);
         let seed = Seed::Connection(crate::applicant::Arrival {
             shared: Arc::clone(&self.shared),
-            fd: stream.into(),
+            link: stream.into(),
             peer,
             local,
             slot,
