@@ -247,6 +247,7 @@ impl<M: Datamover> Applicant<M> {
             target: who.target.as_ref(),
             portal_group_tag: who.portal_group_tag,
             kind: who.session_type,
+            transport: self.slot.portal().transport,
             place,
         };
         match self.shared.registry.claim(&claim, self.shared.limits.sessions_per_initiator) {

@@ -113,7 +113,8 @@ impl<M: Datamover> Session<M> {
             max_piece: conn.mover.segment_max(),
         };
         let (shared, facts, local) = (&self.shared, &self.facts, conn.local);
-        let find = |wanted: &SendTargets| shared.listed(&facts.initiator, wanted, local);
+        let find =
+            |wanted: &SendTargets| shared.listed(&facts.initiator, wanted, local, facts.transport);
         match conn.text.request(pdu, &conn.collected, &context, find) {
             Ok(reply) => {
                 let numbers = self.status_numbers(conn);
