@@ -1,23 +1,19 @@
 //! A connection in login: one endpoint, until it becomes a session or joins one.
 
 use crate::{
-    conn::{Conn, ConnSetup},
+    conn::Conn,
+    datamover::Datamover,
     endpoint::Note,
     login::{self, Granted, Login, LoginReply, Ready as LoginReady, Refusal, Refused, Step},
     names::target_port_name,
     negotiate::SessionType,
-    pdu::{BHS_LEN, Bhs, Digests, Frame},
+    pdu::{BHS_LEN, Bhs},
     portal::{HalfOpen, Portal},
     registry::{Claim, Claimed, Place, SessionFacts},
     session::{Joining, Session, SessionSetup},
     shared::Shared,
 };
-use std::{
-    io,
-    net::SocketAddr,
-    os::fd::{AsRawFd, OwnedFd},
-    sync::Arc,
-};
+use std::{io, net::SocketAddr, sync::Arc};
 use vscsi_target::{
     model::{
         Nexus, NexusView,
@@ -28,11 +24,11 @@ use vscsi_target::{
 
 /// A connection just accepted.
 #[derive(Debug)]
-pub struct Arrival {
+pub struct Arrival<L> {
     /// What all endpoints share.
     pub shared: Arc<Shared>,
-    /// The socket, nonblocking.
-    pub fd: OwnedFd,
+    /// The connection.
+    pub link: L,
     /// The peer.
     pub peer: SocketAddr,
     /// The address it came to.
@@ -43,46 +39,47 @@ pub struct Arrival {
 
 /// A connection in login.
 #[derive(Debug)]
-pub struct Applicant {
+pub struct Applicant<M> {
     shared: Arc<Shared>,
-    fd: Option<OwnedFd>,
+    mover: Option<M>,
     peer: SocketAddr,
     local: SocketAddr,
     slot: HalfOpen,
     login: Login,
-    inbox: Vec<u8>,
-    outbox: Vec<u8>,
-    sent: usize,
     deadline: u64,
     /// Everything is agreed on; the session it replaces has to end first.
     waiting: Option<Box<LoginReady>>,
     /// Closes when everything is sent.
     leaving: bool,
-    watching_output: bool,
 }
 
 /// What becomes of the endpoint.
 #[derive(Debug)]
-pub enum Turn {
+pub enum Turn<M: Datamover> {
     /// It stays.
     Stay,
     /// It is a session from now on.
-    Become(Box<Session>),
+    Become(Box<Session<M>>),
     /// It is over, or its connection went to a session.
     Close,
 }
 
-/// The longest PDU of a login, and what may be sent behind the last one.
-const INBOX: usize = 64 * 1024;
-
-/// MaxRecvDataSegmentLength during login (RFC 7143 6.1).
-const LOGIN_SEGMENT: u32 = 8192;
-
-impl Applicant {
+impl<M: Datamover> Applicant<M> {
     /// Waits for the first Login Request.
-    pub fn open(arrival: Arrival, cx: &mut Cx<'_>) -> Option<Self> {
-        let Arrival { shared, fd, peer, local, slot } = arrival;
-        if shared.is_stopping() || cx.watch(fd.as_raw_fd(), 0, true, false).is_err() {
+    pub fn open(arrival: Arrival<M::Link>, cx: &mut Cx<'_>) -> Option<Self> {
+        let Arrival { shared, link, peer, local, slot } = arrival;
+        if shared.is_stopping() {
+            return None;
+        }
+        let mut mover = match M::open(link, cx) {
+            Ok(mover) => mover,
+            Err(error) => {
+                tracing::debug!(%peer, %error, "connection cannot be used");
+                return None;
+            }
+        };
+        if mover.watch(0, cx).is_err() {
+            mover.close(cx);
             return None;
         }
         let deadline = cx.now + shared.limits.login.as_nanos() as u64;
@@ -90,29 +87,40 @@ impl Applicant {
         shared.enter(Place { reactor: cx.reactor, endpoint: cx.me });
         Some(Self {
             shared,
-            fd: Some(fd),
+            mover: Some(mover),
             peer,
             local,
             slot,
             login: Login::new(),
-            inbox: Vec::new(),
-            outbox: Vec::new(),
-            sent: 0,
             deadline,
             waiting: None,
             leaving: false,
-            watching_output: false,
         })
     }
 
-    /// The socket is ready.
-    pub fn ready(&mut self, ready: Ready, cx: &mut Cx<'_>) -> Turn {
+    /// A descriptor is ready.
+    pub fn ready(&mut self, ready: Ready, cx: &mut Cx<'_>) -> Turn<M> {
         let turn = if ready.readable || ready.hangup { self.receive(cx) } else { Turn::Stay };
         self.after(turn, cx)
     }
 
+    /// Looks for input without waiting for an event, where that needs no system call.
+    pub fn poll(&mut self, cx: &mut Cx<'_>) -> (bool, Turn<M>) {
+        let found = match self.fill(cx) {
+            Ok(found) => found,
+            Err(turn) => return (true, self.after(turn, cx)),
+        };
+        let turn = if found { self.requests(cx) } else { Turn::Stay };
+        (found, self.after(turn, cx))
+    }
+
+    /// It is not polled any more. True if there is input already, which no event will tell.
+    pub fn rest(&mut self) -> bool {
+        self.mover.as_mut().is_some_and(M::rest)
+    }
+
     /// The session it waited for has ended.
-    pub fn released(&mut self, cx: &mut Cx<'_>) -> Turn {
+    pub fn released(&mut self, cx: &mut Cx<'_>) -> Turn<M> {
         let turn = match self.waiting.take() {
             Some(ready) => self.claim(ready, cx),
             None => Turn::Stay,
@@ -121,7 +129,7 @@ impl Applicant {
     }
 
     /// The login took too long.
-    pub fn expired(&mut self, cx: &mut Cx<'_>) -> Turn {
+    pub fn expired(&mut self, cx: &mut Cx<'_>) -> Turn<M> {
         if cx.now < self.deadline {
             cx.wake_at(self.deadline);
             return Turn::Stay;
@@ -132,14 +140,16 @@ impl Applicant {
     }
 
     /// Gives up.
-    pub fn stop(&mut self, cx: &mut Cx<'_>) -> Turn {
+    pub fn stop(&mut self, cx: &mut Cx<'_>) -> Turn<M> {
         self.after(Turn::Close, cx)
     }
 
-    fn after(&mut self, turn: Turn, cx: &mut Cx<'_>) -> Turn {
+    fn after(&mut self, turn: Turn<M>, cx: &mut Cx<'_>) -> Turn<M> {
         let turn = match turn {
             Turn::Stay => match self.send(cx) {
-                Ok(()) if self.leaving && self.outbox.is_empty() => Turn::Close,
+                Ok(()) if self.leaving && self.mover.as_ref().is_none_or(M::is_empty) => {
+                    Turn::Close
+                }
                 Ok(()) => Turn::Stay,
                 Err(error) => {
                     tracing::debug!(peer = %self.peer, %error, "connection lost in login");
@@ -150,40 +160,41 @@ impl Applicant {
         };
         if let Turn::Close = turn {
             self.shared.leave(Place { reactor: cx.reactor, endpoint: cx.me });
-            if let Some(fd) = self.fd.take() {
-                cx.unwatch(fd.as_raw_fd());
+            if let Some(mover) = self.mover.take() {
+                mover.close(cx);
             }
         }
         turn
     }
 
-    fn receive(&mut self, cx: &mut Cx<'_>) -> Turn {
-        let Some(fd) = &self.fd else { return Turn::Close };
-        let mut chunk = [0; 4096];
-        let room = chunk.len().min(INBOX.saturating_sub(self.inbox.len()));
-        if room == 0 {
-            tracing::debug!(peer = %self.peer, "more than a login's worth of data");
-            return Turn::Close;
+    fn receive(&mut self, cx: &mut Cx<'_>) -> Turn<M> {
+        match self.fill(cx) {
+            Ok(_) => self.requests(cx),
+            Err(turn) => turn,
         }
-        match nix::unistd::read(fd, &mut chunk[..room]) {
-            Ok(0) => return Turn::Close,
-            Ok(got) => self.inbox.extend_from_slice(&chunk[..got]),
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return Turn::Stay,
-            Err(_) => return Turn::Close,
-        }
+    }
+
+    fn fill(&mut self, cx: &mut Cx<'_>) -> Result<bool, Turn<M>> {
+        let Some(mover) = &mut self.mover else { return Err(Turn::Close) };
+        mover.fill(cx).map_err(|error| {
+            tracing::debug!(peer = %self.peer, %error, "connection ended in login");
+            Turn::Close
+        })
+    }
+
+    fn requests(&mut self, cx: &mut Cx<'_>) -> Turn<M> {
+        let mut data = Vec::new();
         while !self.leaving && self.waiting.is_none() {
-            let Some(header) = self.inbox.first_chunk::<BHS_LEN>().copied() else { break };
-            let frame = match Frame::of(&header, Digests::NONE, LOGIN_SEGMENT) {
-                Ok(frame) => frame,
+            let Some(mover) = &mut self.mover else { return Turn::Close };
+            let header = match mover.login_pdu(&mut data) {
+                Ok(Some(header)) => header,
+                Ok(None) => break,
                 Err(error) => {
                     tracing::debug!(peer = %self.peer, %error, "malformed PDU in login");
                     return Turn::Close;
                 }
             };
-            if self.inbox.len() < frame.total() {
-                break;
-            }
-            let turn = self.request(&header, &frame, cx);
+            let turn = self.request(&header, &data, cx);
             if !matches!(turn, Turn::Stay) {
                 return turn;
             }
@@ -191,13 +202,10 @@ impl Applicant {
         Turn::Stay
     }
 
-    fn request(&mut self, header: &Bhs, frame: &Frame, cx: &mut Cx<'_>) -> Turn {
-        let start = frame.data_start();
-        let data = self.inbox[start..start + frame.data].to_vec();
-        self.inbox.drain(..frame.total());
+    fn request(&mut self, header: &Bhs, data: &[u8], cx: &mut Cx<'_>) -> Turn<M> {
         let portal = Arc::clone(self.slot.portal());
         let mut gate = Gate { shared: &self.shared, portal: &portal, failed: None };
-        let step = self.login.receive(header, &data, &mut gate);
+        let step = self.login.receive(header, data, &mut gate);
         if let Some(error) = gate.failed {
             tracing::error!(%error, "the random source failed");
             return Turn::Close;
@@ -211,7 +219,9 @@ impl Applicant {
     }
 
     fn reply(&mut self, reply: &LoginReply) {
-        reply.emit(&mut self.outbox);
+        if let Some(mover) = &mut self.mover {
+            put(mover, reply);
+        }
     }
 
     fn refused(&mut self, refused: &Refused) {
@@ -227,7 +237,7 @@ impl Applicant {
     }
 
     /// Everything is agreed on: asks the registry for a session.
-    fn claim(&mut self, ready: Box<LoginReady>, cx: &mut Cx<'_>) -> Turn {
+    fn claim(&mut self, ready: Box<LoginReady>, cx: &mut Cx<'_>) -> Turn<M> {
         let place = Place { reactor: cx.reactor, endpoint: cx.me };
         let who = ready.connection();
         let claim = Claim {
@@ -237,6 +247,7 @@ impl Applicant {
             target: who.target.as_ref(),
             portal_group_tag: who.portal_group_tag,
             kind: who.session_type,
+            transport: self.slot.portal().transport,
             place,
         };
         match self.shared.registry.claim(&claim, self.shared.limits.sessions_per_initiator) {
@@ -259,7 +270,7 @@ impl Applicant {
         ready: LoginReady,
         facts: Arc<SessionFacts>,
         cx: &mut Cx<'_>,
-    ) -> Turn {
+    ) -> Turn<M> {
         let nexus = match self.nexus(&ready) {
             Ok(nexus) => nexus,
             Err(reason) => {
@@ -268,20 +279,20 @@ impl Applicant {
                 return Turn::Stay;
             }
         };
-        let (Some(fd), cmd_sn) = (self.fd.take(), ready.connection().cmd_sn) else {
+        let Some(mut mover) = self.mover.take() else {
             self.shared.released(&facts);
             return Turn::Close;
         };
         // The final response does not change what was agreed on.
         let who = ready.connection();
+        let kind = who.session_type;
         let mut session = Box::new(Session::new(SessionSetup {
             shared: Arc::clone(&self.shared),
             facts: Arc::clone(&facts),
-            kind: who.session_type,
+            kind,
             params: who.parameters,
-            local: self.local,
             nexus,
-            cmd_sn,
+            cmd_sn: who.cmd_sn,
         }));
         let numbers = session.numbers(0);
         let (reply, logged_in) = ready.finish(Granted {
@@ -289,21 +300,19 @@ impl Applicant {
             exp_cmd_sn: numbers.exp_cmd_sn,
             max_cmd_sn: numbers.max_cmd_sn,
         });
+        put(&mut mover, &reply);
+        if let Err(error) = mover.enter(&logged_in.parameters, kind, cx) {
+            tracing::warn!(%error, peer = %self.peer, "a connection has not what a session needs");
+            mover.close(cx);
+            self.shared.released(&facts);
+            return Turn::Close;
+        }
         tracing::info!(
             initiator = %logged_in.initiator, target = logged_in.target.as_ref().map(|name| name.as_str()),
             tsih = facts.tsih, peer = %self.peer, "session began"
         );
-        self.reply(&reply);
-        if self.watching_output {
-            let _ = cx.rewatch(fd.as_raw_fd(), 0, true, false);
-        }
-        let rest = std::mem::take(&mut self.inbox);
-        let mut conn = Conn::new(
-            ConnSetup::new(fd, &logged_in, self.peer.to_string(), Some(self.local), rest),
-            cx.now,
-        );
-        conn.output.put(&self.outbox[self.sent..]);
-        session.adopt(conn, true, cx);
+        let conn = Conn::new(mover, &logged_in, self.peer.to_string(), self.local, cx.now);
+        session.adopt(conn, cx);
         Turn::Become(session)
     }
 
@@ -328,46 +337,24 @@ impl Applicant {
     }
 
     /// Hands the connection over to the session's reactor.
-    fn join(&mut self, ready: LoginReady, facts: &SessionFacts, cx: &mut Cx<'_>) -> Turn {
-        let Some(fd) = self.fd.take() else { return Turn::Close };
-        cx.unwatch(fd.as_raw_fd());
-        let joining = Joining {
-            fd,
-            ready,
-            peer: self.peer,
-            local: self.local,
-            rest: std::mem::take(&mut self.inbox),
-            unsent: self.outbox.split_off(self.sent.min(self.outbox.len())),
-        };
-        self.shared.router.note(facts.place(), Note::Join(Box::new(joining)));
+    fn join(&mut self, ready: LoginReady, facts: &SessionFacts, cx: &mut Cx<'_>) -> Turn<M> {
+        if let Some(link) = self.mover.take().and_then(|mover| mover.detach(cx)) {
+            let joining = Joining { link, ready, peer: self.peer, local: self.local };
+            self.shared.router.note(facts.place(), Note::Join(Box::new(joining)));
+        }
         Turn::Close
     }
 
     fn send(&mut self, cx: &mut Cx<'_>) -> io::Result<()> {
-        let Some(fd) = &self.fd else { return Ok(()) };
-        let mut blocked = false;
-        while self.sent < self.outbox.len() {
-            let flags = nix::sys::socket::MsgFlags::MSG_NOSIGNAL;
-            match nix::sys::socket::send(fd.as_raw_fd(), &self.outbox[self.sent..], flags) {
-                Ok(sent) => self.sent += sent,
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(nix::errno::Errno::EAGAIN) => {
-                    blocked = true;
-                    break;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if !blocked {
-            self.outbox.clear();
-            self.sent = 0;
-        }
-        if blocked != self.watching_output {
-            cx.rewatch(fd.as_raw_fd(), 0, true, blocked)?;
-            self.watching_output = blocked;
-        }
-        Ok(())
+        self.mover.as_mut().map_or(Ok(()), |mover| mover.flush(true, cx))
     }
+}
+
+/// Sends a Login Response.
+fn put<M: Datamover>(mover: &mut M, reply: &LoginReply) {
+    let mut header = [0; BHS_LEN];
+    reply.pdu.emit(&mut header);
+    mover.put(&header, &reply.text);
 }
 
 /// What the login asks.

@@ -7,8 +7,9 @@ use crate::{
     applicant::{Applicant, Arrival, Turn},
     portal::{Listener, ListenerSeed},
     session::{Joining, Session},
+    tcp::Tcp,
 };
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 use vscsi_target::{
     engine::Completion,
     reactor::{self, Cx, Ready},
@@ -20,9 +21,9 @@ pub enum Endpoint {
     /// A portal's listener.
     Listener(Box<Listener>),
     /// A connection in login.
-    Login(Box<Applicant>),
+    Login(Box<Applicant<Tcp>>),
     /// A session with its connections.
-    Session(Box<Session>),
+    Session(Box<Session<Tcp>>),
 }
 
 /// What makes an endpoint.
@@ -31,7 +32,7 @@ pub enum Seed {
     /// A portal to listen on.
     Listener(ListenerSeed),
     /// A connection that was accepted.
-    Connection(Arrival),
+    Connection(Arrival<OwnedFd>),
 }
 
 /// A message to an endpoint.
@@ -132,7 +133,11 @@ impl reactor::Endpoint for Endpoint {
 }
 
 impl Endpoint {
-    fn login(&mut self, cx: &mut Cx<'_>, step: impl FnOnce(&mut Applicant, &mut Cx<'_>) -> Turn) {
+    fn login(
+        &mut self,
+        cx: &mut Cx<'_>,
+        step: impl FnOnce(&mut Applicant<Tcp>, &mut Cx<'_>) -> Turn<Tcp>,
+    ) {
         let Self::Login(applicant) = self else { return };
         match step(applicant, cx) {
             Turn::Stay => {}

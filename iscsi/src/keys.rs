@@ -1,4 +1,4 @@
-//! The keys of RFC 7143 clause 13 and RFC 7144 clause 7, one row each.
+//! The keys of RFC 7143 clause 13, RFC 7144 clause 7 and RFC 7145 clause 6, one row each.
 
 /// Who a key is for, and by which rule its value is agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub enum Rule {
     Max,
     /// A number each side says of itself; no answer.
     DeclaredNumber,
+    /// A yes or no that the initiator says of itself; no answer.
+    DeclaredBoolean,
     /// A string each side says of itself; no answer.
     DeclaredText,
     /// Asks for target addresses.
@@ -51,6 +53,8 @@ pub enum Irrelevant {
     InDiscovery,
     /// In a discovery session, and where no unsolicited data may be sent.
     WithoutUnsolicitedData,
+    /// Over TCP.
+    WithoutRdma,
 }
 
 /// One key.
@@ -119,9 +123,13 @@ enum Sender {
 }
 
 const NONE: (u32, u32) = (0, 0);
-const LENGTH: (u32, u32) = (512, 0xFF_FFFF);
+/// The longest data segment that any key can agree on, in bytes.
+pub const LONGEST_SEGMENT: u32 = 0xFF_FFFF;
+const LENGTH: (u32, u32) = (512, LONGEST_SEGMENT);
 const COUNT: (u32, u32) = (1, 65_535);
 const SECONDS: (u32, u32) = (0, 3600);
+/// 0 for any amount, or 2 and more: 1 is none of them.
+pub const AMOUNT: (u32, u32) = (0, u32::MAX);
 
 keys! {
     InitiatorName = "InitiatorName", Identity, InitializeOnly, Initiator, NONE, Never;
@@ -153,6 +161,13 @@ keys! {
     ErrorRecoveryLevel = "ErrorRecoveryLevel", Min, LeadingOnly, Both, (0, 2), Never;
     TaskReporting = "TaskReporting", List, LeadingOnly, Both, NONE, InDiscovery;
     ProtocolLevel = "iSCSIProtocolLevel", Min, LeadingOnly, Both, (0, 31), InDiscovery;
+    RdmaExtensions = "RDMAExtensions", And, LeadingOnly, Both, NONE, InDiscovery;
+    TargetRecvDataSegmentLength = "TargetRecvDataSegmentLength", Min, InitializeOnly, Both, LENGTH, WithoutRdma;
+    InitiatorRecvDataSegmentLength = "InitiatorRecvDataSegmentLength", Min, InitializeOnly, Both, LENGTH, WithoutRdma;
+    MaxOutstandingUnexpectedPdus = "MaxOutstandingUnexpectedPDUs", DeclaredNumber, LeadingOnly, Both, AMOUNT, WithoutRdma;
+    MaxAhsLength = "MaxAHSLength", DeclaredNumber, LeadingOnly, Both, AMOUNT, WithoutRdma;
+    TaggedBufferForSolicitedDataOnly = "TaggedBufferForSolicitedDataOnly", DeclaredBoolean, LeadingOnly, Initiator, NONE, WithoutRdma;
+    IserHelloRequired = "iSERHelloRequired", DeclaredBoolean, LeadingOnly, Initiator, NONE, WithoutRdma;
     NodeArchitecture = "X#NodeArchitecture", DeclaredText, LeadingOnly, Both, NONE, Never;
     SendTargets = "SendTargets", SendTargets, FullFeatureOnly, Initiator, NONE, Never;
     IfMarker = "IFMarker", ObsoleteBoolean, InitializeOnly, Both, NONE, Never;

@@ -426,6 +426,9 @@ impl Login {
         if let Some(digest) = negotiation.unmet_digest() {
             return Err(Refusal::DigestRequired(digest));
         }
+        if negotiation.lacks_rdma() {
+            return Err(Refusal::Missing("RDMAExtensions=Yes"));
+        }
         let connection = LoggedIn {
             initiator: initiator.clone(),
             initiator_alias: self.identity.alias.clone(),

@@ -4,10 +4,15 @@
 //! which the outcome would not suit the target if the initiator stayed silent is offered by the
 //! target; login cannot end before such an offer is answered.
 
+mod parameters;
+mod rdma;
+
+pub use parameters::{DigestPolicy, Parameters, Preferences, SessionType, TaskReporting};
+pub use rdma::{RdmaParameters, RdmaPreferences, Transport};
+
 use thiserror::Error;
 
 use crate::keys::{self, Irrelevant, Key, KeyId, Rule, Scope};
-use crate::pdu::Digests;
 use crate::text::{MAX_VALUE, Text, boolean, parse_boolean, parse_number};
 
 /// Answer to a key nobody here knows.
@@ -16,182 +21,6 @@ pub const NOT_UNDERSTOOD: &str = "NotUnderstood";
 pub const REJECT: &str = "Reject";
 /// Answer to a key that does not matter here.
 pub const IRRELEVANT: &str = "Irrelevant";
-
-/// What a session is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum SessionType {
-    /// SCSI.
-    #[default]
-    Normal,
-    /// SendTargets only.
-    Discovery,
-}
-
-/// Whether a digest is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum DigestPolicy {
-    /// Never.
-    Off,
-    /// When the initiator prefers it.
-    #[default]
-    Allowed,
-    /// Always: an initiator that cannot is refused.
-    Required,
-}
-
-/// How task management functions that abort several tasks report (RFC 7143 13.23).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum TaskReporting {
-    /// As RFC 3720 has it.
-    #[default]
-    Rfc3720,
-    /// Responses wait for each other across connections.
-    ResponseFence,
-    /// Outstanding transfers are not waited for.
-    FastAbort,
-}
-
-/// What the target would have, and the limits it sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Preferences {
-    /// Header digest.
-    pub header_digest: DigestPolicy,
-    /// Data digest.
-    pub data_digest: DigestPolicy,
-    /// Connections a session may have.
-    pub max_connections: u16,
-    /// Whether every Data-Out waits for an R2T.
-    pub initial_r2t: bool,
-    /// Whether a command may carry data.
-    pub immediate_data: bool,
-    /// The target's own MaxRecvDataSegmentLength in bytes.
-    pub max_recv_data_segment: u32,
-    /// Longest sequence of Data-In or solicited Data-Out, in bytes.
-    pub max_burst: u32,
-    /// Longest unsolicited data of one command, in bytes.
-    pub first_burst: u32,
-    /// Seconds to wait before reconnecting, at least.
-    pub time2wait: u16,
-    /// Seconds in which tasks outlive their connection, at most.
-    pub time2retain: u16,
-    /// R2Ts of one command at a time.
-    pub max_outstanding_r2t: u16,
-    /// Whether data PDUs must come in order within a sequence.
-    pub data_pdu_in_order: bool,
-    /// Whether sequences must come in order.
-    pub data_sequence_in_order: bool,
-    /// Highest error recovery level.
-    pub error_recovery_level: u8,
-    /// The ways of task reporting besides RFC 3720's.
-    pub task_reporting: &'static [TaskReporting],
-    /// Highest iSCSIProtocolLevel: 2 is RFC 7144.
-    pub protocol_level: u8,
-}
-
-impl Default for Preferences {
-    fn default() -> Self {
-        Self {
-            header_digest: DigestPolicy::Allowed,
-            data_digest: DigestPolicy::Allowed,
-            max_connections: 1,
-            initial_r2t: false,
-            immediate_data: true,
-            max_recv_data_segment: 262_144,
-            max_burst: 1_048_576,
-            first_burst: 262_144,
-            time2wait: 2,
-            time2retain: 0,
-            max_outstanding_r2t: 8,
-            data_pdu_in_order: true,
-            data_sequence_in_order: true,
-            error_recovery_level: 0,
-            task_reporting: &[],
-            protocol_level: 2,
-        }
-    }
-}
-
-/// What both sides agreed on. The default is what holds when nobody says anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parameters {
-    /// CRC32C over headers.
-    pub header_digest: bool,
-    /// CRC32C over data.
-    pub data_digest: bool,
-    /// Connections the session may have.
-    pub max_connections: u16,
-    /// Whether every Data-Out waits for an R2T.
-    pub initial_r2t: bool,
-    /// Whether a command may carry data.
-    pub immediate_data: bool,
-    /// Longest data segment the initiator receives, in bytes.
-    pub initiator_mrdsl: u32,
-    /// Longest data segment the target receives, in bytes.
-    pub target_mrdsl: u32,
-    /// Longest sequence of Data-In or solicited Data-Out, in bytes.
-    pub max_burst: u32,
-    /// Longest unsolicited data of one command, in bytes; never above `max_burst`.
-    pub first_burst: u32,
-    /// Seconds to wait before reconnecting.
-    pub time2wait: u16,
-    /// Seconds in which tasks outlive their connection.
-    pub time2retain: u16,
-    /// R2Ts of one command at a time.
-    pub max_outstanding_r2t: u16,
-    /// Whether data PDUs come in order within a sequence.
-    pub data_pdu_in_order: bool,
-    /// Whether sequences come in order.
-    pub data_sequence_in_order: bool,
-    /// Error recovery level.
-    pub error_recovery_level: u8,
-    /// Task reporting.
-    pub task_reporting: TaskReporting,
-    /// iSCSIProtocolLevel.
-    pub protocol_level: u8,
-}
-
-impl Default for Parameters {
-    fn default() -> Self {
-        Self {
-            header_digest: false,
-            data_digest: false,
-            max_connections: 1,
-            initial_r2t: true,
-            immediate_data: true,
-            initiator_mrdsl: DEFAULT_MRDSL,
-            target_mrdsl: DEFAULT_MRDSL,
-            max_burst: 262_144,
-            first_burst: 65_536,
-            time2wait: 2,
-            time2retain: 20,
-            max_outstanding_r2t: 1,
-            data_pdu_in_order: true,
-            data_sequence_in_order: true,
-            error_recovery_level: 0,
-            task_reporting: TaskReporting::Rfc3720,
-            protocol_level: 1,
-        }
-    }
-}
-
-impl Parameters {
-    /// The digests of the connection.
-    pub const fn digests(&self) -> Digests {
-        Digests { header: self.header_digest, data: self.data_digest }
-    }
-
-    /// For a connection that joins a session: its own digests and segment lengths, and the
-    /// session's everything else.
-    pub const fn joined_to(&self, session: &Self) -> Self {
-        Self {
-            header_digest: self.header_digest,
-            data_digest: self.data_digest,
-            initiator_mrdsl: self.initiator_mrdsl,
-            target_mrdsl: self.target_mrdsl,
-            ..*session
-        }
-    }
-}
 
 /// A fault that ends the negotiation.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -276,8 +105,10 @@ impl Negotiation {
     /// Writes the target's own declaration and the offers it has to make. Call it with each
     /// answer in the operational stage, after [`receive`](Self::receive).
     pub fn offer(&mut self, answers: &mut Text) {
+        let rdma = self.session == SessionType::Normal && self.wanted.transport == Transport::Rdma;
         let mrdsl = &mut self.states[KeyId::MaxRecvDataSegmentLength as usize];
-        if !mrdsl.declared() {
+        // The key has no meaning where data segments are limited by two others (RFC 7145 6.4).
+        if !mrdsl.declared() && !rdma {
             *mrdsl = if *mrdsl == State::Silent { State::Declared } else { State::Both };
             self.agreed.target_mrdsl = self.wanted.max_recv_data_segment;
             answers.push(KeyId::MaxRecvDataSegmentLength.name(), self.agreed.target_mrdsl);
@@ -325,6 +156,14 @@ impl Negotiation {
         } else {
             None
         }
+    }
+
+    /// A normal session over RDMA in which RDMA was not agreed on.
+    pub fn lacks_rdma(&self) -> bool {
+        self.wanted.transport == Transport::Rdma
+            && self.session == SessionType::Normal
+            && self.leading
+            && !self.agreed.rdma.extensions
     }
 
     /// What was agreed on so far.
@@ -375,7 +214,9 @@ impl Negotiation {
         let state = self.states[key.id as usize];
         let refuses_ours = is_reserved(value) && state.declared();
         if refuses_ours && key.rule == Rule::DeclaredNumber {
-            self.agreed.target_mrdsl = DEFAULT_MRDSL;
+            if key.id == KeyId::MaxRecvDataSegmentLength {
+                self.agreed.target_mrdsl = DEFAULT_MRDSL;
+            }
             return Ok(());
         }
         if state.received() {
@@ -410,6 +251,7 @@ impl Negotiation {
         match key.irrelevant {
             Irrelevant::Never => false,
             Irrelevant::InDiscovery => discovery,
+            Irrelevant::WithoutRdma => self.wanted.transport == Transport::Tcp,
             Irrelevant::WithoutUnsolicitedData => {
                 discovery || (self.agreed.initial_r2t && !self.agreed.immediate_data)
             }
@@ -440,7 +282,14 @@ impl Negotiation {
             },
             Rule::DeclaredNumber => match number_in_range(key, value) {
                 None => answers.push(key.name, REJECT),
-                Some(theirs) => self.agreed.initiator_mrdsl = theirs,
+                Some(theirs) => self.take_declared(key, theirs, answers),
+            },
+            Rule::DeclaredBoolean => match parse_boolean(value) {
+                None => answers.push(key.name, REJECT),
+                Some(theirs) if key.id == KeyId::IserHelloRequired => {
+                    self.agreed.rdma.hello_required = theirs;
+                }
+                Some(theirs) => self.agreed.rdma.tagged_is_solicited = Some(theirs),
             },
             Rule::List => match self.choose(key.id, value) {
                 None => answers.push(key.name, REJECT),
@@ -456,6 +305,25 @@ impl Negotiation {
                 answers.push(key.name, REJECT);
             }
         }
+    }
+
+    /// Takes a number the initiator says of itself. Where some initiators do not know the key, the
+    /// target says its own only to those that do.
+    fn take_declared(&mut self, key: &Key, theirs: u32, answers: &mut Text) {
+        let ours = match key.id {
+            KeyId::MaxOutstandingUnexpectedPdus => {
+                self.agreed.rdma.unexpected_pdus = theirs;
+                self.wanted.rdma.unexpected_pdus
+            }
+            // Additional header segments are the initiator's alone to send.
+            KeyId::MaxAhsLength => self.wanted.rdma.max_ahs,
+            _ => {
+                self.agreed.initiator_mrdsl = theirs;
+                return;
+            }
+        };
+        answers.push(key.name, ours);
+        self.states[key.id as usize] = State::Both;
     }
 
     /// Takes the initiator's answer to an offer of ours.
@@ -523,6 +391,7 @@ impl Negotiation {
             KeyId::InitialR2T => self.wanted.initial_r2t,
             KeyId::ImmediateData => self.wanted.immediate_data,
             KeyId::DataPDUInOrder => self.wanted.data_pdu_in_order,
+            KeyId::RdmaExtensions => self.wanted.transport == Transport::Rdma,
             _ => self.wanted.data_sequence_in_order,
         }
     }
@@ -532,6 +401,7 @@ impl Negotiation {
             KeyId::InitialR2T => self.agreed.initial_r2t = value,
             KeyId::ImmediateData => self.agreed.immediate_data = value,
             KeyId::DataPDUInOrder => self.agreed.data_pdu_in_order = value,
+            KeyId::RdmaExtensions => self.agreed.rdma.extensions = value,
             _ => self.agreed.data_sequence_in_order = value,
         }
     }
@@ -546,6 +416,8 @@ impl Negotiation {
             KeyId::DefaultTime2Retain => wanted.time2retain.into(),
             KeyId::MaxOutstandingR2T => wanted.max_outstanding_r2t.into(),
             KeyId::ErrorRecoveryLevel => wanted.error_recovery_level.into(),
+            KeyId::TargetRecvDataSegmentLength => wanted.rdma.recv_data_segment,
+            KeyId::InitiatorRecvDataSegmentLength => keys::LONGEST_SEGMENT,
             _ => wanted.protocol_level.into(),
         }
     }
@@ -561,6 +433,8 @@ impl Negotiation {
             KeyId::DefaultTime2Retain => agreed.time2retain = value as u16,
             KeyId::MaxOutstandingR2T => agreed.max_outstanding_r2t = value as u16,
             KeyId::ErrorRecoveryLevel => agreed.error_recovery_level = value as u8,
+            KeyId::TargetRecvDataSegmentLength => agreed.rdma.target_recv = value,
+            KeyId::InitiatorRecvDataSegmentLength => agreed.rdma.initiator_recv = value,
             _ => agreed.protocol_level = value as u8,
         }
     }
@@ -602,7 +476,8 @@ impl State {
 
 fn number_in_range(key: &Key, value: &str) -> Option<u32> {
     let number = u32::try_from(parse_number(value)?).ok()?;
-    (key.range.0..=key.range.1).contains(&number).then_some(number)
+    let gap = key.range == keys::AMOUNT && number == 1;
+    ((key.range.0..=key.range.1).contains(&number) && !gap).then_some(number)
 }
 
 /// MaxRecvDataSegmentLength before anybody says otherwise, and all through login.

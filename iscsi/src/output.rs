@@ -225,6 +225,17 @@ impl Output {
         }
     }
 
+    /// What is still to be sent, where only small bytes were put in.
+    pub fn into_small(self) -> Vec<u8> {
+        let first = self.parts.iter().find_map(|part| match part {
+            Part::Small { at, .. } => Some((at - self.arena_base) as usize + self.front_sent),
+            _ => None,
+        });
+        let mut bytes = self.arena;
+        bytes.drain(..first.unwrap_or(bytes.len()).min(bytes.len()));
+        bytes
+    }
+
     /// Sends as much as the socket takes.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Portals: the addresses that initiators connect to, and the listeners behind them.
 
-use crate::{endpoint::Seed, registry::Place, shared::Shared};
+use crate::{endpoint::Seed, negotiate::Transport, registry::Place, shared::Shared};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
     sockopt,
@@ -28,10 +28,17 @@ pub struct Portal {
     pub address: SocketAddr,
     /// Tag of its portal group.
     pub tag: u16,
+    /// What initiators reach it over.
+    pub transport: Transport,
     half_open: AtomicUsize,
 }
 
 impl Portal {
+    /// A portal on which nothing is open yet.
+    pub fn new(address: SocketAddr, tag: u16, transport: Transport) -> Arc<Self> {
+        Arc::new(Self { address, tag, transport, half_open: AtomicUsize::new(0) })
+    }
+
     /// Whether an initiator that came in at `local` can reach it: the same address family, and
     /// loopback only from loopback.
     pub fn is_reachable_like(&self, local: SocketAddr) -> bool {
@@ -93,10 +100,7 @@ impl Bound {
     pub fn new(address: SocketAddr, tag: u16) -> Result<Self, BindError> {
         let socket = bound_socket(address).map_err(|reason| BindError { address, reason })?;
         let address = socket.local_addr().map_err(|reason| BindError { address, reason })?;
-        Ok(Self {
-            portal: Arc::new(Portal { address, tag, half_open: AtomicUsize::new(0) }),
-            socket,
-        })
+        Ok(Self { portal: Portal::new(address, tag, Transport::Tcp), socket })
     }
 
     /// What makes the listener on a reactor.
@@ -134,7 +138,8 @@ pub struct HalfOpen {
 }
 
 impl HalfOpen {
-    fn take(portal: &Arc<Portal>, limit: usize) -> Option<Self> {
+    /// A place, unless `limit` of them are taken.
+    pub fn take(portal: &Arc<Portal>, limit: usize) -> Option<Self> {
         let before = portal.half_open.fetch_add(1, Ordering::Relaxed);
         let place = Self { portal: Arc::clone(portal) };
         (before < limit).then_some(place)
@@ -237,7 +242,7 @@ impl Listener {
         let local = stream.local_addr().unwrap_or(self.portal.address);
         let seed = Seed::Connection(crate::applicant::Arrival {
             shared: Arc::clone(&self.shared),
-            fd: stream.into(),
+            link: stream.into(),
             peer,
             local,
             slot,

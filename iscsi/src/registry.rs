@@ -1,6 +1,11 @@
 //! Every session there is, for login, logout and the control socket; never used for I/O.
 
-use crate::{login::Refusal, names::IscsiName, negotiate::SessionType, pdu::Isid};
+use crate::{
+    login::Refusal,
+    names::IscsiName,
+    negotiate::{SessionType, Transport},
+    pdu::Isid,
+};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -33,6 +38,8 @@ pub struct SessionFacts {
     pub target: Option<IscsiName>,
     /// Target portal group tag.
     pub portal_group_tag: u16,
+    /// What its connections run over.
+    pub transport: Transport,
     /// When its login ended.
     pub since: SystemTime,
     /// What it did so far.
@@ -150,6 +157,8 @@ pub struct Claim<'a> {
     pub portal_group_tag: u16,
     /// Normal or discovery.
     pub kind: SessionType,
+    /// What the connection runs over.
+    pub transport: Transport,
     /// Who asks.
     pub place: Place,
 }
@@ -197,12 +206,17 @@ impl Registry {
                 && facts.portal_group_tag == claim.portal_group_tag
         };
         if claim.tsih != 0 {
-            return inner
+            let facts = inner
                 .sessions
                 .get(&claim.tsih)
-                .filter(|entry| same(&entry.facts) && !entry.facts.is_closing())
-                .map(|entry| Claimed::Joins(Arc::clone(&entry.facts)))
-                .ok_or(Refusal::NoSession(claim.tsih));
+                .map(|entry| &entry.facts)
+                .filter(|facts| same(facts) && !facts.is_closing())
+                .ok_or(Refusal::NoSession(claim.tsih))?;
+            if (claim.transport, facts.transport) != (Transport::Tcp, Transport::Tcp) {
+                let why = "only a session over TCP takes more connections, and over TCP only";
+                return Err(Refusal::CannotInclude(why.to_owned()));
+            }
+            return Ok(Claimed::Joins(Arc::clone(facts)));
         }
         if claim.kind == SessionType::Normal
             && let Some(entry) = inner.sessions.values_mut().find(|entry| same(&entry.facts))
@@ -229,6 +243,7 @@ impl Registry {
             isid: claim.isid,
             target: claim.target.cloned(),
             portal_group_tag: claim.portal_group_tag,
+            transport: claim.transport,
             since: SystemTime::now(),
             counters: Counters::default(),
             place: Mutex::new(claim.place),
@@ -296,6 +311,7 @@ mod tests {
             target: Some(target),
             portal_group_tag: 1,
             kind: SessionType::Normal,
+            transport: Transport::Tcp,
             place: Place { reactor: 0, endpoint: EndpointId { index: 3, generation: 1 } },
         }
     }
@@ -329,6 +345,37 @@ mod tests {
         assert!(matches!(joined, Ok(Claimed::Joins(_))));
         let stolen = registry.claim(&claim(&other, &target, facts.tsih), 8);
         assert!(matches!(stolen, Err(Refusal::NoSession(_))));
+    }
+
+    #[test]
+    fn connections_over_rdma_neither_join_nor_are_joined() {
+        let registry = Registry::default();
+        let (initiator, target) =
+            (name("iqn.2026-11.org.example:a"), name("iqn.2026-11.org.example:t"));
+        let over = |transport, tsih| Claim { transport, ..claim(&initiator, &target, tsih) };
+        for (of_session, of_joining) in [
+            (Transport::Rdma, Transport::Rdma),
+            (Transport::Rdma, Transport::Tcp),
+            (Transport::Tcp, Transport::Rdma),
+        ] {
+            let Ok(Claimed::New(facts)) = registry.claim(&over(of_session, 0), 8) else {
+                panic!("a new identity was not new");
+            };
+            let joined = registry.claim(&over(of_joining, facts.tsih), 8);
+            assert!(matches!(joined, Err(Refusal::CannotInclude(_))), "{joined:?}");
+            registry.release(&facts);
+        }
+    }
+
+    #[test]
+    fn session_over_rdma_is_replaced_by_one_over_tcp() {
+        let registry = Registry::default();
+        let (initiator, target) =
+            (name("iqn.2026-11.org.example:a"), name("iqn.2026-11.org.example:t"));
+        let over = |transport| Claim { transport, ..claim(&initiator, &target, 0) };
+        assert!(matches!(registry.claim(&over(Transport::Rdma), 8), Ok(Claimed::New(_))));
+        let again = registry.claim(&over(Transport::Tcp), 8);
+        assert!(matches!(again, Ok(Claimed::Replaces(_))), "{again:?}");
     }
 
     #[test]

@@ -16,9 +16,10 @@ pub mod transfer;
 pub mod window;
 
 use crate::{
-    conn::{Conn, ConnSetup, Fate},
+    conn::{Conn, Fate},
+    datamover::{Datamover, Detached},
     endpoint::Note,
-    login::{self, Granted, Refusal},
+    login,
     negotiate::{Parameters, SessionType},
     pdu::Numbers,
     registry::{Counters, Place, SessionFacts},
@@ -26,11 +27,7 @@ use crate::{
 };
 use early::Early;
 use ending::Ending;
-use std::{
-    net::SocketAddr,
-    os::fd::{AsRawFd, OwnedFd},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 use task::Tasks;
 use vscsi_target::{
     engine::{Completion, Owner},
@@ -41,18 +38,19 @@ use window::Window;
 
 /// A session.
 #[derive(Debug)]
-pub struct Session {
+pub struct Session<M: Datamover> {
     shared: Arc<Shared>,
     facts: Arc<SessionFacts>,
     kind: SessionType,
     params: Parameters,
-    local: SocketAddr,
     nexus: Option<NexusView>,
     window: Window,
-    early: Early,
-    tasks: Tasks,
+    early: Early<M::Remote>,
+    tasks: Tasks<M::Remote>,
+    /// Tasks that ended while their connection's datamover fetched data for them.
+    cancelled: Vec<u64>,
     immediate: u32,
-    conns: Vec<Option<Box<Conn>>>,
+    conns: Vec<Option<Box<Conn<M>>>>,
     next_ttt: u32,
     ending: Ending,
     /// When the session is closed if it has not logged out by itself (ns).
@@ -71,8 +69,6 @@ pub struct SessionSetup {
     pub kind: SessionType,
     /// What was agreed on.
     pub params: Parameters,
-    /// The address it came to.
-    pub local: SocketAddr,
     /// The I_T nexus, in a normal session.
     pub nexus: Option<NexusView>,
     /// CmdSN of the leading login.
@@ -82,18 +78,14 @@ pub struct SessionSetup {
 /// A connection that joins a session: its login ends there.
 #[derive(Debug)]
 pub struct Joining {
-    /// The socket.
-    pub fd: OwnedFd,
+    /// The socket, and what is on its way.
+    pub link: Detached,
     /// The login.
     pub ready: login::Ready,
     /// The peer.
     pub peer: SocketAddr,
     /// The address it came to.
     pub local: SocketAddr,
-    /// Received behind the last Login Request.
-    pub rest: Vec<u8>,
-    /// Of the login, still to be sent.
-    pub unsent: Vec<u8>,
 }
 
 /// The most immediate requests in progress; more are rejected (RFC 7143 4.2.2.1).
@@ -102,7 +94,7 @@ const MAX_IMMEDIATE: u32 = 64;
 /// Cookie of the completion that says no task of the nexus is left.
 const NEXUS_COOKIE: u64 = u64::MAX;
 
-impl Session {
+impl<M: Datamover> Session<M> {
     /// A session without connections; add the leading one with [`Session::adopt`].
     pub fn new(setup: SessionSetup) -> Self {
         let window = Window::new(setup.cmd_sn, setup.shared.limits.window);
@@ -111,11 +103,11 @@ impl Session {
             facts: setup.facts,
             kind: setup.kind,
             params: setup.params,
-            local: setup.local,
             nexus: setup.nexus,
             window,
             early: Early::default(),
             tasks: Tasks::default(),
+            cancelled: Vec::new(),
             immediate: 0,
             conns: Vec::new(),
             next_ttt: 0,
@@ -135,9 +127,8 @@ impl Session {
         Numbers { stat_sn, exp_cmd_sn: self.window.expected(), max_cmd_sn: self.window.highest() }
     }
 
-    /// Takes a connection whose final Login Response was sent or is in its output. `watched` says
-    /// that the socket is being watched already, as source 0.
-    pub fn adopt(&mut self, mut conn: Box<Conn>, watched: bool, cx: &mut Cx<'_>) {
+    /// Takes a connection whose final Login Response is in its output.
+    pub fn adopt(&mut self, mut conn: Box<Conn<M>>, cx: &mut Cx<'_>) {
         let index = match self.conns.iter().position(Option::is_none) {
             Some(index) => index,
             None => {
@@ -145,14 +136,12 @@ impl Session {
                 self.conns.len() - 1
             }
         };
-        if watched {
-            conn.watched();
-        } else if let Err(error) = conn.watch(index as u32, cx) {
+        if let Err(error) = conn.mover.watch(index as u32 * M::SOURCES, cx) {
             tracing::warn!(%error, peer = %conn.peer, "cannot watch a connection");
             conn.fate = Fate::Broken;
         }
         self.facts.add_connection(conn.cid, &conn.peer);
-        let waiting = !conn.rest.is_empty();
+        let waiting = conn.mover.holds_input();
         self.conns[index] = Some(conn);
         self.schedule(cx);
         if waiting {
@@ -168,7 +157,7 @@ impl Session {
                 tracing::info!(initiator = %self.facts.initiator, "session is replaced");
                 self.end(cx);
             }
-            Note::Join(joining) => self.join(*joining, cx),
+            Note::Join(joining) => M::join(self, *joining, cx),
             Note::Kick => self.drop_session(),
             Note::Refresh => {
                 if let Some(nexus) = &mut self.nexus {
@@ -181,46 +170,9 @@ impl Session {
         self.settle(cx);
     }
 
-    /// A connection joins, or takes the place of one with the same CID (RFC 7143 6.3.4).
-    fn join(&mut self, joining: Joining, cx: &mut Cx<'_>) {
-        let Joining { fd, ready, peer, local, rest, unsent } = joining;
-        let cid = ready.connection().cid;
-        let same =
-            self.conns.iter().position(|conn| conn.as_ref().is_some_and(|conn| conn.cid == cid));
-        if let Some(old) = same {
-            self.orphan_tasks(old, cx);
-            self.close_conn(old, cx);
-        }
-        let open = self.conns.iter().flatten().count();
-        let most = self.params.max_connections;
-        if self.ending != Ending::No || open >= usize::from(most) {
-            let refused = ready.refuse(Refusal::TooManyConnections(most));
-            self.shared.log_refused(&refused, &peer);
-            let mut bytes = unsent;
-            if let Some(reply) = &refused.reply {
-                reply.emit(&mut bytes);
-            }
-            let flags = nix::sys::socket::MsgFlags::MSG_NOSIGNAL;
-            let _ = nix::sys::socket::send(fd.as_raw_fd(), &bytes, flags);
-            return;
-        }
-        let numbers = self.numbers(0);
-        let (reply, logged_in) = ready.finish(Granted {
-            tsih: self.facts.tsih,
-            exp_cmd_sn: numbers.exp_cmd_sn,
-            max_cmd_sn: numbers.max_cmd_sn,
-        });
-        let setup = ConnSetup::new(fd, &logged_in, peer.to_string(), Some(local), rest);
-        let mut conn = Conn::new(setup, cx.now);
-        let mut bytes = unsent;
-        reply.emit(&mut bytes);
-        conn.output.put(&bytes);
-        self.adopt(conn, false, cx);
-    }
-
-    /// A descriptor is ready; `source` is the index of the connection.
+    /// A descriptor is ready; each connection has as many sources as its datamover watches.
     pub fn ready(&mut self, source: u32, ready: Ready, cx: &mut Cx<'_>) {
-        let index = source as usize;
+        let index = (source / M::SOURCES) as usize;
         if ready.readable || ready.hangup {
             self.receive(index, cx);
         }
@@ -246,12 +198,18 @@ impl Session {
     /// The turn ends: send what was gathered.
     pub fn flush(&mut self, cx: &mut Cx<'_>) {
         self.settle(cx);
-        for (index, conn) in self.conns.iter_mut().enumerate() {
-            if let Some(conn) = conn {
-                conn.flush(index as u32, cx);
-            }
-        }
+        self.flush_all(cx);
         self.settle(cx);
+    }
+
+    fn flush_all(&mut self, cx: &mut Cx<'_>) {
+        for conn in self.conns.iter_mut().flatten() {
+            for cookie in &self.cancelled {
+                conn.mover.cancel(*cookie);
+            }
+            conn.flush(cx);
+        }
+        self.cancelled.clear();
     }
 
     /// A timer.
@@ -272,6 +230,47 @@ impl Session {
         found
     }
 
+    /// It is not polled any more. True if there is input already, which no event will tell.
+    pub fn rest(&mut self) -> bool {
+        let mut found = false;
+        for conn in self.conns.iter_mut().flatten() {
+            found |= conn.mover.rest();
+        }
+        found
+    }
+
+    /// Number of the next command.
+    pub(crate) fn exp_cmd_sn(&self) -> u32 {
+        self.window.expected()
+    }
+
+    /// Whether no other connection can bring what is missing in the order of commands.
+    pub(crate) fn has_one_connection(&self) -> bool {
+        self.params.max_connections <= 1
+    }
+
+    /// Configuration, registry and the way to other reactors.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// How many connections it may have, when it takes no more.
+    pub(crate) fn is_full(&self) -> Option<u16> {
+        let open = self.conns.iter().flatten().count();
+        let most = self.params.max_connections;
+        (self.ending != Ending::No || open >= usize::from(most)).then_some(most)
+    }
+
+    /// Closes the connection with this identifier, if there is one: another takes its place.
+    pub(crate) fn drop_connection(&mut self, cid: u16, cx: &mut Cx<'_>) {
+        let same =
+            self.conns.iter().position(|conn| conn.as_ref().is_some_and(|conn| conn.cid == cid));
+        if let Some(old) = same {
+            self.orphan_tasks(old, cx);
+            self.close_conn(old, cx);
+        }
+    }
+
     fn owner(&self, slot: u32, cx: &Cx<'_>) -> Owner {
         Owner { endpoint: cx.me, cookie: self.tasks.cookie(slot) }
     }
@@ -285,7 +284,7 @@ impl Session {
     }
 
     /// Numbers for a PDU that carries status.
-    fn status_numbers(&self, conn: &mut Conn) -> Numbers {
+    fn status_numbers(&self, conn: &mut Conn<M>) -> Numbers {
         let stat_sn = conn.next_stat_sn();
         self.numbers(stat_sn)
     }
@@ -312,23 +311,22 @@ impl Session {
     }
 
     /// Takes a connection out to work on it beside the session; it must be put back.
-    fn lift(&mut self, index: usize) -> Option<Box<Conn>> {
+    fn lift(&mut self, index: usize) -> Option<Box<Conn<M>>> {
         self.conns.get_mut(index)?.take()
     }
 
-    fn put_back(&mut self, index: usize, conn: Box<Conn>) {
+    fn put_back(&mut self, index: usize, conn: Box<Conn<M>>) {
         if let Some(place) = self.conns.get_mut(index) {
             *place = Some(conn);
         }
     }
 
-    /// Closes a connection's socket, and gives it up.
+    /// Closes a connection, and gives it up.
     fn close_conn(&mut self, index: usize, cx: &mut Cx<'_>) {
         if let Some(conn) = self.lift(index) {
-            cx.unwatch(conn.raw_fd());
             self.drop_early(conn.cid);
             self.facts.remove_connection(conn.cid);
-            let _: OwnedFd = conn.fd;
+            conn.mover.close(cx);
         }
     }
 }

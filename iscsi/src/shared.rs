@@ -7,7 +7,7 @@ use crate::{
     endpoint::{Note, Seed},
     login::{Admission, Applicant, Refusal, Refused},
     names::IscsiName,
-    negotiate::{Preferences, SessionType},
+    negotiate::{Preferences, SessionType, Transport},
     portal::Portal,
     registry::{Place, Registry, SessionFacts},
 };
@@ -208,19 +208,23 @@ impl Shared {
         self.stopping.load(Ordering::Acquire)
     }
 
-    pub(crate) fn enter(&self, place: Place) {
+    /// An endpoint is there, which [`Shared::stop`] has to reach.
+    pub fn enter(&self, place: Place) {
         lock(&self.endpoints).insert(place);
     }
 
-    pub(crate) fn leave(&self, place: Place) {
+    /// An endpoint is about to go.
+    pub fn leave(&self, place: Place) {
         lock(&self.endpoints).remove(&place);
     }
 
-    pub(crate) fn add_portal(&self, portal: Arc<Portal>) {
+    /// Initiators are accepted at a portal from now on.
+    pub fn add_portal(&self, portal: Arc<Portal>) {
         self.portals.write().unwrap_or_else(PoisonError::into_inner).push(portal);
     }
 
-    pub(crate) fn remove_portal(&self, portal: &Arc<Portal>) {
+    /// A portal is closed.
+    pub fn remove_portal(&self, portal: &Arc<Portal>) {
         let mut portals = self.portals.write().unwrap_or_else(PoisonError::into_inner);
         portals.retain(|other| !Arc::ptr_eq(other, portal));
     }
@@ -239,7 +243,7 @@ impl Shared {
             chap: chap.clone(),
             portal_group_tag: portal.tag,
             target_alias: alias.clone(),
-            preferences: self.preferences,
+            preferences: self.preferences.over(portal.transport),
         };
         if applicant.session_type == SessionType::Discovery {
             if !all.values().any(|access| access.allow.admits(applicant.initiator)) {
@@ -275,12 +279,14 @@ impl Shared {
         Ok(admission(&access.chap, &access.alias))
     }
 
-    /// The targets that an initiator may reach of those it asks for, with the portals of each.
+    /// The targets that an initiator may reach of those it asks for, with the portals of each that
+    /// are reached over the transport it asks by: the answer does not say which that is.
     pub(crate) fn listed(
         &self,
         initiator: &IscsiName,
         wanted: &SendTargets,
         local: SocketAddr,
+        transport: Transport,
     ) -> Vec<Listed> {
         let all = self.access.read().unwrap_or_else(PoisonError::into_inner);
         let portals = self.portals.read().unwrap_or_else(PoisonError::into_inner);
@@ -293,14 +299,17 @@ impl Shared {
                 }
                 let reaches = |portal: &&Arc<Portal>| {
                     access.portal_groups.as_ref().is_none_or(|tags| tags.contains(&portal.tag))
+                        && portal.transport == transport
                         && portal.is_reachable_like(local)
                 };
-                let portals = portals
-                    .iter()
-                    .filter(reaches)
-                    .map(|portal| TargetAddress::of(portal.address, local.ip(), portal.tag))
-                    .collect();
-                Some(Listed { name, portals })
+                let mut addresses = Vec::new();
+                for portal in portals.iter().filter(reaches) {
+                    let address = TargetAddress::of(portal.address, local.ip(), portal.tag);
+                    if !addresses.contains(&address) {
+                        addresses.push(address);
+                    }
+                }
+                Some(Listed { name, portals: addresses })
             })
             .collect()
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::chap::{Algorithm, Algorithms, Credential, Secret};
 use crate::names::NameError;
-use crate::negotiate::DigestPolicy;
+use crate::negotiate::{DigestPolicy, Transport};
 use crate::pdu::RESERVED_TAG;
 use crate::text::{Hex, TextError};
 
@@ -330,6 +330,27 @@ fn names_that_are_none_are_refused() {
     let target = reason(at(SECURITY), &format!("InitiatorName={HOST}\0TargetName=san\0"));
     assert_eq!(target, Refusal::TargetName(NameError::UnknownType("san".into())));
     assert_eq!(target.status(), LoginStatus::NOT_FOUND);
+}
+
+#[test]
+fn normal_session_over_rdma_needs_rdma_extensions() {
+    let over_rdma = || {
+        let preferences = Preferences::default().over(Transport::Rdma);
+        door(Ok(Admission { preferences, ..admission(None) }))
+    };
+    let last = LoginRequest { transit: true, next: Stage::FullFeature, ..at(Stage::Operational) };
+    let try_with = |keys: &str| {
+        let text = format!("{WHO}{keys}");
+        Login::new().request(&last, text.as_bytes(), &mut over_rdma())
+    };
+    assert!(matches!(try_with("RDMAExtensions=Yes\0"), Step::NeedSession(_)));
+    for keys in ["", "RDMAExtensions=No\0"] {
+        let Step::Refused(refused) = try_with(keys) else { panic!("{keys:?} was not refused") };
+        assert_eq!(refused.reason, Refusal::Missing("RDMAExtensions=Yes"));
+        assert_eq!(refused.reply.unwrap().pdu.status, LoginStatus::MISSING_PARAMETER);
+    }
+    let step = Login::new().request(&last, WHO_DISCOVERS.as_bytes(), &mut over_rdma());
+    assert!(matches!(step, Step::NeedSession(_)));
 }
 
 #[test]

@@ -393,3 +393,118 @@ proptest! {
         prop_assert!(agreed.time2wait <= 3600 && agreed.error_recovery_level == 0);
     }
 }
+
+/// What open-iscsi sends over RDMA, RDMAExtensions after the keys that depend on it.
+const OPEN_ISCSI: &str = "DefaultTime2Wait=2 DefaultTime2Retain=0 IFMarker=No OFMarker=No \
+    ErrorRecoveryLevel=0 InitialR2T=No ImmediateData=Yes MaxBurstLength=16776192 \
+    FirstBurstLength=262144 MaxOutstandingR2T=1 MaxConnections=1 DataPDUInOrder=Yes \
+    DataSequenceInOrder=Yes InitiatorRecvDataSegmentLength=262144 \
+    TargetRecvDataSegmentLength=262144 RDMAExtensions=Yes";
+
+fn over_rdma(session: SessionType, offers: &str) -> (String, Parameters) {
+    negotiate_with(session, true, wanted().over(Transport::Rdma), offers).unwrap()
+}
+
+#[test]
+fn open_iscsi_over_rdma_gets_rdma_and_fetched_data() {
+    let (answers, agreed) = over_rdma(SessionType::Normal, OPEN_ISCSI);
+    assert_eq!(
+        answers,
+        "DefaultTime2Wait=2 DefaultTime2Retain=0 IFMarker=No OFMarker=No ErrorRecoveryLevel=0 \
+         InitialR2T=Yes ImmediateData=Yes MaxBurstLength=65536 MaxOutstandingR2T=1 \
+         MaxConnections=1 DataPDUInOrder=Yes DataSequenceInOrder=Yes \
+         InitiatorRecvDataSegmentLength=262144 TargetRecvDataSegmentLength=8192 \
+         RDMAExtensions=Yes FirstBurstLength=32768"
+    );
+    assert!(agreed.initial_r2t && agreed.immediate_data);
+    let rdma = RdmaParameters {
+        extensions: true,
+        initiator_recv: 262_144,
+        target_recv: 8192,
+        ..RdmaParameters::default()
+    };
+    assert_eq!(agreed.rdma, rdma);
+}
+
+#[test]
+fn rdma_keys_in_any_order_agree_on_the_same() {
+    let reversed: Vec<&str> = OPEN_ISCSI.split_whitespace().rev().collect();
+    let (_, agreed) = over_rdma(SessionType::Normal, &reversed.join(" "));
+    assert_eq!(agreed, over_rdma(SessionType::Normal, OPEN_ISCSI).1);
+}
+
+#[test]
+fn rdma_keys_over_tcp_are_answered_no_and_irrelevant() {
+    assert_eq!(
+        answer(
+            "InitiatorRecvDataSegmentLength=262144 TargetRecvDataSegmentLength=8192 \
+             RDMAExtensions=Yes MaxOutstandingUnexpectedPDUs=8 MaxAHSLength=64 \
+             TaggedBufferForSolicitedDataOnly=Yes iSERHelloRequired=No"
+        ),
+        "InitiatorRecvDataSegmentLength=Irrelevant TargetRecvDataSegmentLength=Irrelevant \
+         RDMAExtensions=No MaxOutstandingUnexpectedPDUs=Irrelevant MaxAHSLength=Irrelevant \
+         TaggedBufferForSolicitedDataOnly=Irrelevant iSERHelloRequired=Irrelevant"
+    );
+}
+
+#[test]
+fn digest_over_rdma_is_none_whatever_is_required_over_tcp() {
+    let required = Preferences { header_digest: DigestPolicy::Required, ..wanted() };
+    let (answers, agreed) = negotiate_with(
+        SessionType::Normal,
+        true,
+        required.over(Transport::Rdma),
+        "HeaderDigest=CRC32C,None DataDigest=None,CRC32C MaxConnections=8",
+    )
+    .unwrap();
+    assert_eq!(answers, "HeaderDigest=None DataDigest=None MaxConnections=1");
+    assert_eq!((agreed.header_digest, agreed.max_connections), (false, 1));
+}
+
+#[test]
+fn unexpected_pdus_and_header_segments_are_declared_to_who_declares_them() {
+    let (answers, agreed) =
+        over_rdma(SessionType::Normal, "MaxOutstandingUnexpectedPDUs=4294967295 MaxAHSLength=0");
+    assert_eq!(answers, "MaxOutstandingUnexpectedPDUs=16 MaxAHSLength=256");
+    assert_eq!(agreed.rdma.unexpected_pdus, u32::MAX);
+    let (answers, _) = over_rdma(SessionType::Normal, "MaxOutstandingUnexpectedPDUs=1");
+    assert_eq!(answers, "MaxOutstandingUnexpectedPDUs=Reject");
+}
+
+#[test]
+fn what_the_write_buffer_covers_is_known_only_when_said() {
+    let tagged = |offers| over_rdma(SessionType::Normal, offers).1.rdma.tagged_is_solicited;
+    assert_eq!(tagged(""), None);
+    assert_eq!(tagged("TaggedBufferForSolicitedDataOnly=Yes"), Some(true));
+    assert_eq!(tagged("TaggedBufferForSolicitedDataOnly=No"), Some(false));
+    let (answers, agreed) =
+        over_rdma(SessionType::Normal, "iSERHelloRequired=Yes TaggedBufferForSolicitedDataOnly=1");
+    assert_eq!(answers, "TaggedBufferForSolicitedDataOnly=Reject");
+    assert!(agreed.rdma.hello_required);
+}
+
+#[test]
+fn session_over_rdma_without_rdma_extensions_lacks_them() {
+    let lacks = |session, offers: &str| {
+        let mut negotiation = Negotiation::new(session, true, wanted().over(Transport::Rdma));
+        let pairs = offers.split_whitespace().map(|pair| pair.split_once('=').unwrap());
+        negotiation.receive(pairs, &mut Text::new()).unwrap();
+        negotiation.lacks_rdma()
+    };
+    assert!(lacks(SessionType::Normal, ""));
+    assert!(lacks(SessionType::Normal, "RDMAExtensions=No"));
+    assert!(!lacks(SessionType::Normal, "RDMAExtensions=Yes"));
+    assert!(!lacks(SessionType::Discovery, ""));
+}
+
+#[test]
+fn segment_length_is_declared_over_rdma_in_discovery_only() {
+    for (session, declared) in [(SessionType::Normal, false), (SessionType::Discovery, true)] {
+        let mut negotiation = Negotiation::new(session, true, wanted().over(Transport::Rdma));
+        let mut answers = Text::new();
+        negotiation.offer(&mut answers);
+        let text = String::from_utf8(answers.into_bytes()).unwrap();
+        assert_eq!(text.contains("MaxRecvDataSegmentLength="), declared, "{session:?}");
+        assert!(!text.contains("Unexpected") && !text.contains("AHS"), "{text}");
+    }
+}

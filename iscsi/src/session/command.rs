@@ -2,12 +2,13 @@
 
 use super::{
     MAX_IMMEDIATE, Session,
-    receive::Verdict,
+    receive::{Along, Verdict},
     task::{Gather, Kind, MAX_R2TS, R2tState},
     window::Arrival,
 };
 use crate::{
     conn::{Conn, Sink},
+    datamover::Datamover,
     pdu::{RESERVED_TAG, RejectReason, ScsiCommand, parse_ahs},
 };
 use libsrp::Residual;
@@ -20,7 +21,7 @@ use vscsi_target::{
 /// The longest CDB: 16 bytes in the header and 244 behind it.
 const MAX_CDB: usize = 260;
 
-impl Session {
+impl<M: Datamover> Session<M> {
     /// Takes a request's place in the order of commands. `Some` when it has to go no further.
     pub(super) fn order(&mut self, immediate: bool, cmd_sn: u32) -> Option<Verdict> {
         if immediate {
@@ -40,17 +41,16 @@ impl Session {
     pub(super) fn begin_command(
         &mut self,
         index: usize,
-        conn: &mut Conn,
+        conn: &mut Conn<M>,
         pdu: &ScsiCommand,
-        ahs: &[u8],
-        data: usize,
+        along: &Along<'_, M::Remote>,
         cx: &mut Cx<'_>,
     ) -> Verdict {
         if let Some(verdict) = self.order(pdu.immediate, pdu.cmd_sn) {
             return verdict;
         }
         self.counters().count_command();
-        let verdict = self.start_command(index, conn, pdu, ahs, data, cx);
+        let verdict = self.start_command(index, conn, pdu, along, cx);
         self.open_window();
         verdict
     }
@@ -58,12 +58,12 @@ impl Session {
     fn start_command(
         &mut self,
         index: usize,
-        conn: &mut Conn,
+        conn: &mut Conn<M>,
         pdu: &ScsiCommand,
-        ahs: &[u8],
-        data: usize,
+        along: &Along<'_, M::Remote>,
         cx: &mut Cx<'_>,
     ) -> Verdict {
+        let Along { ahs, data, remote } = *along;
         let ahs = match parse_ahs(ahs) {
             Ok(ahs) => ahs,
             Err(error) => {
@@ -82,7 +82,7 @@ impl Session {
                 0 => Residual::None,
                 edtl => Residual::Under(edtl),
             };
-            self.send_check_condition(conn, pdu.itt, sense, residual);
+            self.send_check_condition(conn, pdu.itt, remote, sense, residual);
             return Verdict::Take(Sink::Discard);
         }
         let slot = self.tasks.insert(pdu.itt, index as u32, Kind::Command);
@@ -92,6 +92,7 @@ impl Session {
             task.cmd_sn = pdu.cmd_sn;
             task.immediate = pdu.immediate;
             task.edtl = pdu.edtl;
+            task.remote = remote;
         }
         conn.tasks += 1;
         self.immediate += u32::from(pdu.immediate);
@@ -113,7 +114,7 @@ impl Session {
             Submitted::NeedsData(need) => {
                 let gather = Gather {
                     token: need.token,
-                    buffer: need.buffer,
+                    buffer: Some(need.buffer),
                     len: need.len,
                     received: 0,
                     unsolicited: !pdu.is_final,

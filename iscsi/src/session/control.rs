@@ -3,6 +3,7 @@
 use super::{Session, receive::Verdict};
 use crate::{
     conn::{Conn, Fate, Sink},
+    datamover::Datamover,
     discovery::SendTargets,
     exchange::Context,
     negotiate::SessionType,
@@ -18,7 +19,7 @@ use vscsi_target::reactor::Cx;
 /// How long a command may wait for earlier ones of other connections.
 const STALL: Duration = Duration::from_secs(15);
 
-impl Session {
+impl<M: Datamover> Session<M> {
     /// SCSI has no place in a discovery session (RFC 7143 4.3).
     pub(super) fn refuse_in_discovery(&mut self, request: &Request) -> Option<Verdict> {
         let is_scsi = matches!(
@@ -48,7 +49,7 @@ impl Session {
     }
 
     /// Sends a Reject with the header it is about.
-    pub(super) fn reject(&mut self, conn: &mut Conn, bad: &Bhs, reason: RejectReason) {
+    pub fn reject(&mut self, conn: &mut Conn<M>, bad: &Bhs, reason: RejectReason) {
         let pdu = Reject {
             reason,
             data_len: BHS_LEN as u32,
@@ -57,8 +58,7 @@ impl Session {
         };
         let mut header = [0; BHS_LEN];
         pdu.emit(&mut header);
-        conn.output.put_header(&header, conn.digests.header);
-        conn.output.put_data(bad, conn.digests.data);
+        conn.mover.put(&header, bad);
         self.facts.counters.count_reject();
     }
 
@@ -76,9 +76,9 @@ impl Session {
         }
     }
 
-    pub(super) fn finish_nop(&mut self, conn: &mut Conn, pdu: &NopOut) {
+    pub(super) fn finish_nop(&mut self, conn: &mut Conn<M>, pdu: &NopOut) {
         let data = std::mem::take(&mut conn.collected);
-        let len = data.len().min(conn.send_max as usize);
+        let len = data.len().min(conn.mover.segment_max() as usize);
         let answer = NopIn {
             data_len: len as u32,
             lun: Lun::default(),
@@ -88,8 +88,7 @@ impl Session {
         };
         let mut header = [0; BHS_LEN];
         answer.emit(&mut header);
-        conn.output.put_header(&header, conn.digests.header);
-        conn.output.put_data(&data[..len], conn.digests.data);
+        conn.mover.put(&header, &data[..len]);
         conn.collected = data;
         conn.collected.clear();
     }
@@ -107,23 +106,23 @@ impl Session {
         }
     }
 
-    pub(super) fn finish_text(&mut self, conn: &mut Conn, header: &Bhs, pdu: &TextRequest) {
+    pub(super) fn finish_text(&mut self, conn: &mut Conn<M>, header: &Bhs, pdu: &TextRequest) {
         let context = Context {
             session_type: self.kind,
             target: self.facts.target.as_ref(),
-            max_piece: conn.send_max,
+            max_piece: conn.mover.segment_max(),
         };
-        let (shared, facts, local) = (&self.shared, &self.facts, conn.local.unwrap_or(self.local));
-        let find = |wanted: &SendTargets| shared.listed(&facts.initiator, wanted, local);
+        let (shared, facts, local) = (&self.shared, &self.facts, conn.local);
+        let find =
+            |wanted: &SendTargets| shared.listed(&facts.initiator, wanted, local, facts.transport);
         match conn.text.request(pdu, &conn.collected, &context, find) {
             Ok(reply) => {
                 let numbers = self.status_numbers(conn);
                 let mut header = [0; BHS_LEN];
                 reply.pdu(numbers).emit(&mut header);
-                conn.output.put_header(&header, conn.digests.header);
-                conn.output.put_data(&reply.text, conn.digests.data);
+                conn.mover.put(&header, &reply.text);
                 if let Some(length) = reply.max_recv_data_segment {
-                    conn.send_max = length;
+                    conn.mover.set_segment_max(length);
                 }
             }
             Err(error) => {
@@ -134,7 +133,12 @@ impl Session {
     }
 
     /// Sends an Async Message on a connection.
-    pub(super) fn send_async(&mut self, conn: &mut Conn, event: AsyncEvent, parameters: [u16; 3]) {
+    pub(super) fn send_async(
+        &mut self,
+        conn: &mut Conn<M>,
+        event: AsyncEvent,
+        parameters: [u16; 3],
+    ) {
         let [parameter1, parameter2, parameter3] = parameters;
         let pdu = AsyncMessage {
             event,
@@ -148,7 +152,7 @@ impl Session {
         };
         let mut header = [0; BHS_LEN];
         pdu.emit(&mut header);
-        conn.output.put_header(&header, conn.digests.header);
+        conn.mover.put(&header, &[]);
     }
 
     /// Pings silent connections, and gives up those that do not answer.
@@ -184,7 +188,7 @@ impl Session {
         }
     }
 
-    fn ping(&mut self, conn: &mut Conn) {
+    fn ping(&mut self, conn: &mut Conn<M>) {
         let ttt = self.next_ttt;
         self.next_ttt = ttt.wrapping_add(1) % RESERVED_TAG;
         let pdu = NopIn {
@@ -197,7 +201,7 @@ impl Session {
         };
         let mut header = [0; BHS_LEN];
         pdu.emit(&mut header);
-        conn.output.put_header(&header, conn.digests.header);
+        conn.mover.put(&header, &[]);
     }
 
     /// Asks for a timer at the next time anything is due.
@@ -216,7 +220,7 @@ impl Session {
     }
 
     /// Asks for a timer at `time` unless an earlier one is set.
-    pub(super) fn schedule_at(&mut self, time: u64, cx: &mut Cx<'_>) {
+    pub(crate) fn schedule_at(&mut self, time: u64, cx: &mut Cx<'_>) {
         if time < self.wake {
             self.wake = time;
             cx.wake_at(time);

@@ -4,10 +4,14 @@
 //! What is kept is bounded by the command window and by `MAX_KEPT`; a connection whose next
 //! request does not fit stalls until the gap is filled.
 
-use super::{Session, receive::Verdict};
+use super::{
+    Session,
+    receive::{Verdict, Whole},
+};
 use crate::{
-    conn::{Body, Conn, Fate, Sink},
-    pdu::{Bhs, Opcode, opcode},
+    conn::{Conn, Sink},
+    datamover::Datamover,
+    pdu::{Bhs, Opcode, initiator_task_tag, opcode, total_ahs_len},
 };
 use std::collections::HashMap;
 use vscsi_target::reactor::Cx;
@@ -19,27 +23,35 @@ const MAX_KEPT: usize = 1 << 20;
 const OVERHEAD: usize = 256;
 
 /// The early requests of a session, by CmdSN.
-#[derive(Debug, Default)]
-pub struct Early {
-    requests: HashMap<u32, Vec<Pdu>>,
+#[derive(Debug)]
+pub struct Early<R> {
+    requests: HashMap<u32, Vec<Pdu<R>>>,
     kept: usize,
+}
+
+impl<R> Default for Early<R> {
+    fn default() -> Self {
+        Self { requests: HashMap::new(), kept: 0 }
+    }
 }
 
 /// A PDU with its additional header segments and data in one.
 #[derive(Debug)]
-struct Pdu {
+struct Pdu<R> {
     cid: u16,
     header: Bhs,
     rest: Vec<u8>,
+    /// Memory that came with it.
+    remote: R,
 }
 
-impl Pdu {
+impl<R> Pdu<R> {
     fn size(&self) -> usize {
         OVERHEAD + self.rest.len()
     }
 }
 
-impl Early {
+impl<R> Early<R> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()
@@ -68,12 +80,12 @@ impl Early {
         (self.kept + OVERHEAD + len <= MAX_KEPT).then_some(Sink::Early)
     }
 
-    fn put(&mut self, key: u32, pdu: Pdu) {
+    fn put(&mut self, key: u32, pdu: Pdu<R>) {
         self.kept += pdu.size();
         self.requests.entry(key).or_default().push(pdu);
     }
 
-    fn take(&mut self, cmd_sn: u32) -> Option<Vec<Pdu>> {
+    fn take(&mut self, cmd_sn: u32) -> Option<Vec<Pdu<R>>> {
         // Almost always there are none.
         if self.is_empty() {
             return None;
@@ -84,21 +96,23 @@ impl Early {
     }
 
     fn of_tag(&self, itt: u32) -> Option<u32> {
-        let first = |pdus: &Vec<Pdu>| pdus.first().is_some_and(|pdu| tag(&pdu.header) == itt);
+        let first = |pdus: &Vec<Pdu<R>>| {
+            pdus.first().is_some_and(|pdu| initiator_task_tag(&pdu.header) == itt)
+        };
         self.requests.iter().find(|(_, pdus)| first(pdus)).map(|(&cmd_sn, _)| cmd_sn)
     }
 
     fn of_connection(&self, cid: u16) -> Vec<u32> {
-        let first = |pdus: &Vec<Pdu>| pdus.first().is_some_and(|pdu| pdu.cid == cid);
+        let first = |pdus: &Vec<Pdu<R>>| pdus.first().is_some_and(|pdu| pdu.cid == cid);
         self.requests.iter().filter(|(_, pdus)| first(pdus)).map(|(&cmd_sn, _)| cmd_sn).collect()
     }
 }
 
-impl Session {
+impl<M: Datamover> Session<M> {
     /// A PDU came before its turn: keep it, or stall its connection.
-    pub(super) fn begin_early(
+    pub(crate) fn begin_early(
         &self,
-        conn: &mut Conn,
+        conn: &mut Conn<M>,
         header: &Bhs,
         ahs: &[u8],
         data: usize,
@@ -115,10 +129,17 @@ impl Session {
     }
 
     /// The last byte of an early PDU has come.
-    pub(super) fn finish_early(&mut self, conn: &mut Conn, header: &Bhs, cx: &mut Cx<'_>) {
-        let pdu = Pdu { cid: conn.cid, header: *header, rest: std::mem::take(&mut conn.collected) };
+    pub(super) fn finish_early(
+        &mut self,
+        conn: &mut Conn<M>,
+        header: &Bhs,
+        remote: M::Remote,
+        cx: &mut Cx<'_>,
+    ) {
+        let rest = std::mem::take(&mut conn.collected);
+        let pdu = Pdu { cid: conn.cid, header: *header, rest, remote };
         if opcode(header) == Opcode::DataOut {
-            match self.early.of_tag(tag(header)) {
+            match self.early.of_tag(initiator_task_tag(header)) {
                 Some(cmd_sn) => self.early.put(cmd_sn, pdu),
                 // Its command was delivered while the data was on its way. Data-Out has no use for
                 // the connection's index.
@@ -158,7 +179,7 @@ impl Session {
     }
 
     /// It is the turn of a request: its connection takes it as if it came now.
-    fn deliver(&mut self, pdus: &[Pdu], cx: &mut Cx<'_>) {
+    fn deliver(&mut self, pdus: &[Pdu<M::Remote>], cx: &mut Cx<'_>) {
         let Some(first) = pdus.first() else { return };
         let expected = self.window.expected();
         let index = self
@@ -180,53 +201,13 @@ impl Session {
         }
     }
 
-    fn replay(&mut self, index: usize, conn: &mut Conn, pdu: &Pdu, cx: &mut Cx<'_>) {
-        let (ahs, data) = pdu.rest.split_at(ahs_len(&pdu.header).min(pdu.rest.len()));
-        let sink = match self.begin(index, conn, &pdu.header, ahs, data.len(), cx) {
-            Verdict::Take(sink) => sink,
-            Verdict::Reject(reason) => return self.reject(conn, &pdu.header, reason),
-            Verdict::Fatal(reason) => {
-                self.reject(conn, &pdu.header, reason);
-                conn.fate = Fate::CloseWhenSent;
-                return;
-            }
-            Verdict::Early | Verdict::Stall => return,
-        };
-        // Another PDU of the connection may be half received.
-        let mut collected = std::mem::take(&mut conn.collected);
-        match sink {
-            Sink::Task { task, offset } => {
-                if let Some(gather) = self.tasks.gather(task) {
-                    let room = gather.buffer.bytes_mut().get_mut(offset..).unwrap_or_default();
-                    let fits = data.len().min(room.len());
-                    room[..fits].copy_from_slice(&data[..fits]);
-                }
-            }
-            Sink::Collect => conn.collected.extend_from_slice(data),
-            Sink::Discard | Sink::Early => {}
-        }
-        let body = Body {
-            sink,
-            header: pdu.header,
-            left: 0,
-            pad: 0,
-            crc: None,
-            digest: [0; 4],
-            digest_have: 0,
-        };
-        self.finish(conn, &body, cx);
-        std::mem::swap(&mut conn.collected, &mut collected);
+    fn replay(&mut self, index: usize, conn: &mut Conn<M>, pdu: &Pdu<M::Remote>, cx: &mut Cx<'_>) {
+        let (ahs, data) = pdu.rest.split_at(total_ahs_len(&pdu.header).min(pdu.rest.len()));
+        let whole = Whole { header: &pdu.header, ahs, data, remote: pdu.remote };
+        self.take(index, conn, &whole, cx);
     }
 }
 
 fn cmd_sn(header: &Bhs) -> u32 {
     u32::from_be_bytes([header[24], header[25], header[26], header[27]])
-}
-
-fn tag(header: &Bhs) -> u32 {
-    u32::from_be_bytes([header[16], header[17], header[18], header[19]])
-}
-
-fn ahs_len(header: &Bhs) -> usize {
-    usize::from(header[4]) * 4
 }

@@ -3,12 +3,13 @@
 use super::{NEXUS_COOKIE, Session, receive::Verdict};
 use crate::{
     conn::{Conn, Fate, Sink},
+    datamover::Datamover,
     pdu::{
         AsyncEvent, BHS_LEN, LogoutOutcome, LogoutReason, LogoutRequest, LogoutResponse,
         RejectReason,
     },
 };
-use std::{os::fd::AsRawFd, time::Duration};
+use std::time::Duration;
 use vscsi_target::{engine::Owner, reactor::Cx};
 
 /// How long the peer has to close after our side was shut.
@@ -28,11 +29,11 @@ pub enum Ending {
     Quiet,
 }
 
-impl Session {
+impl<M: Datamover> Session<M> {
     pub(super) fn begin_logout(
         &mut self,
         index: usize,
-        conn: &mut Conn,
+        conn: &mut Conn<M>,
         pdu: &LogoutRequest,
         cx: &mut Cx<'_>,
     ) -> Verdict {
@@ -64,7 +65,7 @@ impl Session {
         Verdict::Take(Sink::Discard)
     }
 
-    fn logout_session(&mut self, index: usize, conn: &mut Conn, itt: u32, cx: &mut Cx<'_>) {
+    fn logout_session(&mut self, index: usize, conn: &mut Conn<M>, itt: u32, cx: &mut Cx<'_>) {
         conn.logged_out = true;
         // The response waits until nothing of the session is in progress.
         conn.fate = Fate::LogoutWhenIdle { itt };
@@ -87,7 +88,7 @@ impl Session {
         LogoutOutcome::Closed
     }
 
-    fn send_logout(&mut self, conn: &mut Conn, itt: u32, response: LogoutOutcome) {
+    fn send_logout(&mut self, conn: &mut Conn<M>, itt: u32, response: LogoutOutcome) {
         let pdu = LogoutResponse {
             response,
             itt,
@@ -97,7 +98,7 @@ impl Session {
         };
         let mut header = [0; BHS_LEN];
         pdu.emit(&mut header);
-        conn.output.put_header(&header, conn.digests.header);
+        conn.mover.put_fenced(&header, &[]);
     }
 
     /// The connection's tasks are nobody's any more: those that wait for data end now, the others
@@ -109,7 +110,7 @@ impl Session {
             };
             task.orphan = true;
             if let Some(gather) = task.out.take() {
-                cx.engine.abandon(gather.token);
+                self.abandon(gather, self.tasks.cookie(slot), cx);
                 self.forget(slot);
             }
         }
@@ -144,7 +145,7 @@ impl Session {
         self.ending = Ending::Quiet;
         for slot in 0..self.tasks.slots() {
             if let Some(gather) = self.tasks.at(slot).and_then(|task| task.out.take()) {
-                cx.engine.abandon(gather.token);
+                self.abandon(gather, self.tasks.cookie(slot), cx);
             }
             self.forget(slot);
         }
@@ -227,17 +228,13 @@ impl Session {
                 self.send_logout(&mut conn, itt, LogoutOutcome::Closed);
                 conn.fate = Fate::CloseWhenSent;
             }
-            if conn.fate == Fate::CloseWhenSent && conn.output.is_empty() {
-                // The peer gets to read everything before the socket goes.
-                let _ = nix::sys::socket::shutdown(
-                    conn.fd.as_raw_fd(),
-                    nix::sys::socket::Shutdown::Write,
-                );
+            if conn.fate == Fate::CloseWhenSent && conn.mover.is_empty() {
+                conn.mover.shut();
                 let until = cx.now + LINGER.as_nanos() as u64;
                 conn.fate = Fate::Lingering { until };
                 self.schedule_at(until, cx);
                 lost |= !conn.logged_out;
-                conn.flush(index as u32, cx);
+                conn.flush(cx);
             }
             if conn.fate == Fate::CloseWhenSent && conn.ping_due.is_none() {
                 // A peer that does not read must not keep the session.
@@ -260,11 +257,7 @@ impl Session {
         }
         if self.nexus.is_none() && matches!(self.ending, Ending::Quieting { .. }) {
             self.nexus_is_quiet(cx);
-            for (index, conn) in self.conns.iter_mut().enumerate() {
-                if let Some(conn) = conn {
-                    conn.flush(index as u32, cx);
-                }
-            }
+            self.flush_all(cx);
         }
         if self.ending == Ending::Quiet && self.conns.iter().all(Option::is_none) {
             self.shared.leave(self.place(cx));

@@ -3,6 +3,7 @@
 use super::{Session, receive::Verdict, task::Kind, window::before};
 use crate::{
     conn::{Conn, Fate, Sink},
+    datamover::Datamover,
     pdu::{
         BHS_LEN, RESERVED_TAG, RejectReason, TaskFunctionCode, TaskRequest, TaskResponse,
         TaskResponseCode,
@@ -11,11 +12,11 @@ use crate::{
 use libsrp::Response;
 use vscsi_target::reactor::Cx;
 
-impl Session {
+impl<M: Datamover> Session<M> {
     pub(super) fn begin_management(
         &mut self,
         index: usize,
-        conn: &mut Conn,
+        conn: &mut Conn<M>,
         pdu: &TaskRequest,
         cx: &mut Cx<'_>,
     ) -> Verdict {
@@ -82,7 +83,7 @@ impl Session {
     /// The command core has carried a function out; tasks it ended were completed before.
     pub(super) fn answer_management(
         &mut self,
-        conn: &mut Conn,
+        conn: &mut Conn<M>,
         itt: u32,
         function: TaskFunctionCode,
         response: &Response,
@@ -108,7 +109,7 @@ impl Session {
 
     fn send_management(
         &mut self,
-        conn: &mut Conn,
+        conn: &mut Conn<M>,
         itt: u32,
         response: TaskResponseCode,
         information: [u8; 3],
@@ -116,6 +117,6 @@ impl Session {
         let pdu = TaskResponse { response, information, itt, numbers: self.status_numbers(conn) };
         let mut header = [0; BHS_LEN];
         pdu.emit(&mut header);
-        conn.output.put_header(&header, conn.digests.header);
+        conn.mover.put_fenced(&header, &[]);
     }
 }

@@ -1,12 +1,13 @@
-//! Completions of SCSI commands: Data-In, phase collapse and SCSI Response (RFC 7143 11.4, 11.7).
+//! Completions of SCSI commands: Data-In and SCSI Response (RFC 7143 11.4, 11.7).
 
 use super::{Session, task::Kind};
 use crate::{
     conn::Conn,
+    datamover::{Datamover, Reading, Sent},
     output::Payload,
-    pdu::{BHS_LEN, DataIn, Numbers, RESERVED_TAG, ScsiResponse, ServiceResponse},
+    pdu::{BHS_LEN, ScsiResponse, ServiceResponse},
 };
-use libsrp::{Lun, Residual, Response, Status, Tag};
+use libsrp::{Residual, Response, Status, Tag};
 use vscsi_target::{
     engine::{Completion, Outcome},
     reactor::{Cx, pool::Pool},
@@ -15,25 +16,32 @@ use vscsi_target::{
 
 /// What of a task its answer needs.
 #[derive(Clone, Copy, Debug)]
-struct Answered {
+struct Answered<R> {
     itt: u32,
     edtl: u32,
     r2ts_sent: u32,
+    remote: R,
 }
 
-impl Session {
+impl<M: Datamover> Session<M> {
     /// Turns a completion into PDUs.
     pub(super) fn answer(&mut self, completion: &mut Completion, cx: &mut Cx<'_>) {
         let Some(slot) = self.tasks.of_cookie(completion.owner.cookie) else { return };
         let Some(task) = self.tasks.at(slot) else { return };
-        if let Some(gather) = task.out.take() {
-            // It ended while it still waited for data: aborted.
-            cx.engine.abandon(gather.token);
-        }
+        let out = task.out.take();
         let kind = task.kind;
         let index = task.conn as usize;
         let silent = task.orphan || completion.outcome == Outcome::Silent && kind == Kind::Command;
-        let answered = Answered { itt: task.itt, edtl: task.edtl, r2ts_sent: task.r2ts_sent };
+        let answered = Answered {
+            itt: task.itt,
+            edtl: task.edtl,
+            r2ts_sent: task.r2ts_sent,
+            remote: task.remote,
+        };
+        if let Some(gather) = out {
+            // It ended while it still waited for data: aborted.
+            self.abandon(gather, completion.owner.cookie, cx);
+        }
         self.forget(slot);
         if silent {
             return;
@@ -61,8 +69,8 @@ impl Session {
 
     fn answer_command(
         &mut self,
-        conn: &mut Conn,
-        task: Answered,
+        conn: &mut Conn<M>,
+        task: Answered<M::Remote>,
         completion: &mut Completion,
         pool: &Pool,
     ) {
@@ -73,81 +81,44 @@ impl Session {
             residual => residual,
         };
         let max = task.edtl as usize;
-        let payload =
-            Payload::of(data, max, conn.digests.data, pool).filter(|payload| !payload.is_empty());
-        let collapse = payload.is_some()
+        let payload = Payload::of(data, max, conn.mover.owns_data(), pool)
+            .filter(|payload| !payload.is_empty());
+        let collapses = payload.is_some()
             && response.status == Status::GOOD
             && response.sense.is_empty()
             && response.qualifier == 0;
-        let mut data_pdus = 0;
+        let mut sent = Sent { pdus: 0, status: false };
         if let Some(payload) = payload {
             self.counters().count_read(payload.len() as u64);
-            data_pdus = self.send_data(conn, &payload, task.itt, collapse.then_some(residual));
-            conn.output.release(payload);
-        }
-        if !collapse {
-            let sent = task.r2ts_sent.wrapping_add(data_pdus);
-            self.send_response(conn, task.itt, response, residual, sent);
-        }
-    }
-
-    /// Cuts the data into Data-In PDUs; the last carries GOOD and the residual when `collapse` has
-    /// one. Gives how many PDUs that were.
-    fn send_data(
-        &mut self,
-        conn: &mut Conn,
-        payload: &Payload,
-        itt: u32,
-        collapse: Option<Residual>,
-    ) -> u32 {
-        let segment = conn.send_max as usize;
-        let burst = self.params.max_burst as usize;
-        let (mut offset, mut in_burst, mut data_sn) = (0, 0, 0);
-        while offset < payload.len() {
-            let len = segment.min(payload.len() - offset).min(burst - in_burst);
-            let last = offset + len == payload.len();
-            in_burst += len;
-            let is_final = last || in_burst == burst;
-            if is_final {
-                in_burst = 0;
-            }
-            let status = if last { collapse } else { None };
-            let numbers = match status {
-                Some(_) => self.status_numbers(conn),
-                None => Numbers { stat_sn: 0, ..self.numbers(0) },
+            let reading = Reading {
+                itt: task.itt,
+                remote: task.remote,
+                collapse: collapses.then_some(residual),
+                numbers: self.numbers(conn.stat_sn),
+                max_burst: self.params.max_burst,
             };
-            let pdu = DataIn {
-                is_final,
-                acknowledge: false,
-                status: status.map(|_| Status::GOOD),
-                residual: status.unwrap_or_default(),
-                data_len: len as u32,
-                lun: Lun::default(),
-                itt,
-                ttt: RESERVED_TAG,
-                numbers,
-                data_sn,
-                offset: offset as u32,
-            };
-            let mut header = [0; BHS_LEN];
-            pdu.emit(&mut header);
-            conn.output.put_header(&header, conn.digests.header);
-            conn.output.put_payload(payload, offset, len, conn.digests.data);
-            offset += len;
-            data_sn += 1;
+            sent = conn.mover.data_in(payload, &reading);
         }
-        data_sn
+        if sent.status {
+            conn.next_stat_sn();
+        } else {
+            let data_sn = task.r2ts_sent.wrapping_add(sent.pdus);
+            self.send_response(conn, task.itt, task.remote, response, residual, data_sn);
+        }
     }
 
     fn send_response(
         &mut self,
-        conn: &mut Conn,
+        conn: &mut Conn<M>,
         itt: u32,
+        remote: M::Remote,
         response: &Response,
         residual: Residual,
         exp_data_sn: u32,
     ) {
-        let sense = response.sense.as_bytes();
+        let mut sense = response.sense.as_bytes();
+        // What the initiator has no room for is cut off, and with it the length that counts it.
+        sense = &sense[..sense.len().min(conn.mover.segment_max() as usize - 2)];
         let data_len = if sense.is_empty() { 0 } else { sense.len() + 2 };
         let qualifier = match self.params.protocol_level {
             0 | 1 => 0,
@@ -167,20 +138,21 @@ impl Session {
         };
         let mut header = [0; BHS_LEN];
         pdu.emit(&mut header);
-        conn.output.put_header(&header, conn.digests.header);
-        if !sense.is_empty() {
-            let mut data = [0; 2 + libsrp::SENSE_MAX];
-            data[..2].copy_from_slice(&(sense.len() as u16).to_be_bytes());
-            data[2..data_len].copy_from_slice(sense);
-            conn.output.put_data(&data[..data_len], conn.digests.data);
+        if sense.is_empty() {
+            return conn.mover.put_response(&header, &[], &remote);
         }
+        let mut data = [0; 2 + libsrp::SENSE_MAX];
+        data[..2].copy_from_slice(&(sense.len() as u16).to_be_bytes());
+        data[2..2 + sense.len()].copy_from_slice(sense);
+        conn.mover.put_response(&header, &data[..data_len], &remote);
     }
 
     /// Ends a command that never reached the engine.
     pub(super) fn send_check_condition(
         &mut self,
-        conn: &mut Conn,
+        conn: &mut Conn<M>,
         itt: u32,
+        remote: M::Remote,
         sense: Sense,
         residual: Residual,
     ) {
@@ -189,6 +161,6 @@ impl Session {
             sense: sense.encode(false),
             ..Response::good(Tag::from_u64(u64::from(itt)))
         };
-        self.send_response(conn, itt, &response, residual, 0);
+        self.send_response(conn, itt, remote, &response, residual, 0);
     }
 }

@@ -10,7 +10,7 @@ pub const MAX_R2TS: usize = 8;
 
 /// A task in progress.
 #[derive(Debug)]
-pub struct Task {
+pub struct Task<R> {
     /// Initiator task tag.
     pub itt: u32,
     /// The connection it came by, which its answers take.
@@ -27,6 +27,8 @@ pub struct Task {
     pub edtl: u32,
     /// Nobody wants the answer any more.
     pub orphan: bool,
+    /// Memory that came with the command.
+    pub remote: R,
     /// R2Ts sent, for ExpDataSN.
     pub r2ts_sent: u32,
     /// Data-Out being gathered.
@@ -50,8 +52,8 @@ pub enum Kind {
 pub struct Gather {
     /// The engine's task.
     pub token: TaskToken,
-    /// Where the data goes.
-    pub buffer: PoolBuf,
+    /// Where the data goes; a datamover that fetches it has the buffer meanwhile.
+    pub buffer: Option<PoolBuf>,
     /// Bytes the command needs.
     pub len: usize,
     /// Bytes that are there or on their way within the PDU being received.
@@ -101,16 +103,22 @@ impl Gather {
 }
 
 /// The slab.
-#[derive(Debug, Default)]
-pub struct Tasks {
-    slots: Vec<Task>,
+#[derive(Debug)]
+pub struct Tasks<R> {
+    slots: Vec<Task<R>>,
     free: Vec<u32>,
     /// Open addressing from initiator task tag to slot + 1; a power of two in size.
     index: Vec<u32>,
     used: usize,
 }
 
-impl Tasks {
+impl<R> Default for Tasks<R> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), index: Vec::new(), used: 0 }
+    }
+}
+
+impl<R: Default> Tasks<R> {
     /// Tasks in progress.
     pub fn len(&self) -> usize {
         self.used
@@ -133,6 +141,7 @@ impl Tasks {
                 immediate: false,
                 edtl: 0,
                 orphan: false,
+                remote: R::default(),
                 r2ts_sent: 0,
                 out: None,
                 generation: 0,
@@ -148,6 +157,7 @@ impl Tasks {
             task.conn = conn;
             task.kind = kind;
             task.orphan = false;
+            task.remote = R::default();
             task.r2ts_sent = 0;
             task.immediate = false;
             task.edtl = 0;
@@ -158,7 +168,7 @@ impl Tasks {
     }
 
     /// A task by slot.
-    pub fn at(&mut self, slot: u32) -> Option<&mut Task> {
+    pub fn at(&mut self, slot: u32) -> Option<&mut Task<R>> {
         self.slots.get_mut(slot as usize).filter(|task| task.kind != Kind::Free)
     }
 
@@ -210,7 +220,7 @@ impl Tasks {
     }
 
     /// Slots in use.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &Task)> {
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Task<R>)> {
         (0u32..).zip(&self.slots).filter(|(_, task)| task.kind != Kind::Free)
     }
 
@@ -274,7 +284,7 @@ mod tests {
 
     #[test]
     fn tags_are_found_after_any_order_of_removal() {
-        let mut tasks = Tasks::default();
+        let mut tasks = Tasks::<()>::default();
         let tags: Vec<u32> = (0..500u32).map(|n| n.wrapping_mul(0x0101_0101)).collect();
         let slots: Vec<u32> = tags.iter().map(|&itt| tasks.insert(itt, 0, Kind::Command)).collect();
         for (at, &slot) in slots.iter().enumerate() {
@@ -290,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_cookie_of_an_ended_task_finds_nothing() {
-        let mut tasks = Tasks::default();
+        let mut tasks = Tasks::<()>::default();
         let slot = tasks.insert(7, 0, Kind::Command);
         let cookie = tasks.cookie(slot);
         assert_eq!(tasks.of_cookie(cookie), Some(slot));

@@ -3,17 +3,21 @@
 use super::{
     Session,
     receive::Verdict,
-    task::{Gather, Kind, MAX_R2TS, R2tState},
+    task::{Gather, Kind, R2tState},
 };
 use crate::{
-    conn::{Conn, Sink},
-    pdu::{Bhs, DataOut, R2t, RESERVED_TAG},
+    conn::{Conn, Fate, Sink},
+    datamover::{Datamover, Unreachable, Writing},
+    pdu::{Bhs, DataOut, RESERVED_TAG},
 };
-use vscsi_target::{reactor::Cx, sense::Sense};
+use vscsi_target::{
+    reactor::{Cx, pool::PoolBuf},
+    sense::Sense,
+};
 
-impl Session {
+impl<M: Datamover> Session<M> {
     /// The immediate data of a command, perhaps none, has come.
-    pub(super) fn finish_immediate(&mut self, conn: &mut Conn, cookie: u64, cx: &mut Cx<'_>) {
+    pub(super) fn finish_immediate(&mut self, conn: &mut Conn<M>, cookie: u64, cx: &mut Cx<'_>) {
         if let Some(gather) = self.tasks.gather(cookie) {
             gather.received = gather.unsolicited_len.min(gather.len);
             gather.asked = gather.received;
@@ -25,7 +29,7 @@ impl Session {
     /// has failed or was aborted, is received and dropped.
     pub(super) fn begin_data_out(
         &mut self,
-        conn: &mut Conn,
+        conn: &mut Conn<M>,
         pdu: &DataOut,
         cx: &mut Cx<'_>,
     ) -> Verdict {
@@ -57,7 +61,7 @@ impl Session {
     /// A Data-Out PDU is complete.
     pub(super) fn finish_data_out(
         &mut self,
-        conn: &mut Conn,
+        conn: &mut Conn<M>,
         header: &Bhs,
         cookie: u64,
         cx: &mut Cx<'_>,
@@ -92,10 +96,18 @@ impl Session {
         self.advance_gather(conn, cookie, cx);
     }
 
+    /// The rest of a command's Data-Out was fetched into the buffer that the datamover had. A
+    /// buffer nobody waits for any more is dropped.
+    pub fn fetched(&mut self, conn: &mut Conn<M>, cookie: u64, buffer: PoolBuf, cx: &mut Cx<'_>) {
+        if let Some(gather) = self.tasks.gather(cookie) {
+            gather.buffer = Some(buffer);
+            gather.received = gather.len;
+            self.advance_gather(conn, cookie, cx);
+        }
+    }
+
     /// Asks for more, or hands the complete data to the engine.
-    fn advance_gather(&mut self, conn: &mut Conn, cookie: u64, cx: &mut Cx<'_>) {
-        let most = usize::from(self.params.max_outstanding_r2t).clamp(1, MAX_R2TS);
-        let burst = self.params.max_burst as usize;
+    fn advance_gather(&mut self, conn: &mut Conn<M>, cookie: u64, cx: &mut Cx<'_>) {
         let numbers = self.numbers(conn.stat_sn);
         let Some(slot) = self.tasks.of_cookie(cookie) else { return };
         let Some(task) = self.tasks.at(slot) else { return };
@@ -103,7 +115,10 @@ impl Session {
         if gather.is_complete() {
             if let Some(gather) = task.out.take() {
                 let len = gather.len as u64;
-                cx.engine.data_arrived(gather.token, gather.buffer);
+                match gather.buffer {
+                    Some(buffer) => cx.engine.data_arrived(gather.token, buffer),
+                    None => cx.engine.abandon(gather.token),
+                }
                 self.counters().count_written(len);
             }
             return;
@@ -111,30 +126,30 @@ impl Session {
         if gather.unsolicited {
             return;
         }
-        while gather.asked < gather.len && gather.outstanding() < most {
-            let len = burst.min(gather.len - gather.asked);
-            let ttt = self.next_ttt;
-            self.next_ttt = ttt.wrapping_add(1) % RESERVED_TAG;
-            let Some(free) = gather.r2ts.iter_mut().find(|r2t| r2t.ttt == RESERVED_TAG) else {
-                return;
-            };
-            *free = R2tState { ttt, next: gather.asked, end: gather.asked + len, data_sn: 0 };
-            let r2t = R2t {
-                lun: task.lun,
-                itt: task.itt,
-                ttt,
-                numbers,
-                r2t_sn: gather.r2t_sn,
-                offset: gather.asked as u32,
-                desired_len: len as u32,
-            };
-            gather.asked += len;
-            gather.r2t_sn += 1;
-            task.r2ts_sent += 1;
-            let mut header = [0; 48];
-            r2t.emit(&mut header);
-            conn.output.put_header(&header, conn.digests.header);
+        let mut writing = Writing {
+            cookie,
+            itt: task.itt,
+            lun: task.lun,
+            remote: task.remote,
+            numbers,
+            max_burst: self.params.max_burst,
+            max_r2ts: self.params.max_outstanding_r2t,
+            r2ts_sent: &mut task.r2ts_sent,
+            next_ttt: &mut self.next_ttt,
+        };
+        if conn.mover.solicit(gather, &mut writing) == Err(Unreachable) {
+            tracing::debug!(peer = %conn.peer, itt = task.itt, "a write without its data");
+            conn.fate = Fate::Broken;
         }
+    }
+
+    /// A command will not be given its data.
+    pub(super) fn abandon(&mut self, gather: Gather, cookie: u64, cx: &mut Cx<'_>) {
+        if gather.buffer.is_none() {
+            // The datamover has it. Its connection may not be at hand.
+            self.cancelled.push(cookie);
+        }
+        cx.engine.abandon(gather.token);
     }
 
     /// Ends the gathering of a command: the engine completes it with `sense`.
