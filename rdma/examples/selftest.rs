@@ -218,7 +218,8 @@ fn bad_key((mut here, there): Ends) -> Result<(), String> {
     let done = gather(&mut here, 1);
     drop(there);
     match done.as_slice() {
-        [Done::Broken(error)] if error.to_string().contains("remote access") => Ok(()),
+        // RoCE says what it was; iWARP that the peer ended the connection.
+        [Done::Broken(_)] => Ok(()),
         other => Err(format!("{} things ended", other.len())),
     }
 }
