@@ -27,6 +27,9 @@ pub trait Datamover: Sized + fmt::Debug + 'static {
     /// How many descriptors of a connection are watched.
     const SOURCES: u32;
 
+    /// They tell of input all the time, and not only between [`Datamover::rest`] and the next event.
+    const ALWAYS_TELLS: bool;
+
     /// Takes a connection over, nothing of which is watched yet.
     ///
     /// # Errors

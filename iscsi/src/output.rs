@@ -96,6 +96,11 @@ impl Payload {
         }
     }
 
+    /// The data, and what keeps it where it is.
+    pub fn into_parts(self) -> (Segment, Owned) {
+        (self.segment, self.owner)
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.segment.len

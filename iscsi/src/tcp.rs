@@ -122,6 +122,7 @@ impl Datamover for Tcp {
     type Remote = ();
 
     const SOURCES: u32 = 1;
+    const ALWAYS_TELLS: bool = true;
 
     fn open(link: OwnedFd, _cx: &mut Cx<'_>) -> io::Result<Self> {
         Ok(Self::new(link))

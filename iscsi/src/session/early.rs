@@ -6,7 +6,7 @@
 
 use super::{
     Session,
-    receive::{Verdict, Whole},
+    receive::{Along, Verdict},
 };
 use crate::{
     conn::{Conn, Sink},
@@ -157,7 +157,7 @@ impl<M: Datamover> Session<M> {
         loop {
             let before = self.window.expected();
             while let Some(pdus) = self.early.take(self.window.expected()) {
-                self.deliver(&pdus, cx);
+                self.run_early(&pdus, cx);
             }
             for index in 0..self.conns.len() {
                 if matches!(&self.conns[index], Some(conn) if conn.stalled.is_some()) {
@@ -179,7 +179,7 @@ impl<M: Datamover> Session<M> {
     }
 
     /// It is the turn of a request: its connection takes it as if it came now.
-    fn deliver(&mut self, pdus: &[Pdu<M::Remote>], cx: &mut Cx<'_>) {
+    fn run_early(&mut self, pdus: &[Pdu<M::Remote>], cx: &mut Cx<'_>) {
         let Some(first) = pdus.first() else { return };
         let expected = self.window.expected();
         let index = self
@@ -203,8 +203,14 @@ impl<M: Datamover> Session<M> {
 
     fn replay(&mut self, index: usize, conn: &mut Conn<M>, pdu: &Pdu<M::Remote>, cx: &mut Cx<'_>) {
         let (ahs, data) = pdu.rest.split_at(total_ahs_len(&pdu.header).min(pdu.rest.len()));
-        let whole = Whole { header: &pdu.header, ahs, data, remote: pdu.remote };
-        self.take(index, conn, &whole, cx);
+        let along = Along { ahs, data: data.len(), remote: pdu.remote };
+        // Another PDU of the connection may be half received.
+        let mut other = std::mem::take(&mut conn.collected);
+        if let Some(sink) = self.admit(index, conn, &pdu.header, &along, cx) {
+            self.deliver(sink, &mut conn.collected, data);
+            self.finish(conn, &pdu.header, sink, pdu.remote, cx);
+        }
+        std::mem::swap(&mut conn.collected, &mut other);
     }
 }
 

@@ -1,7 +1,8 @@
 //! PDUs become requests: what a header begins, and what its data completes.
 //!
 //! A datamover that receives a stream begins a PDU when its header is there, puts the data where the
-//! verdict says, and then finishes it. One that receives messages calls [`Session::take`] with each.
+//! verdict says, and then finishes it. One that receives messages does the same with [`Session::admit`],
+//! [`Session::deliver`] and [`Session::finish`].
 
 use super::Session;
 use crate::{
@@ -37,19 +38,6 @@ pub struct Along<'a, R> {
     pub remote: R,
 }
 
-/// A PDU that is there as a whole.
-#[derive(Clone, Copy, Debug)]
-pub struct Whole<'a, R> {
-    /// Basic header segment.
-    pub header: &'a Bhs,
-    /// Additional header segments.
-    pub ahs: &'a [u8],
-    /// Data segment without padding.
-    pub data: &'a [u8],
-    /// Memory of the initiator.
-    pub remote: R,
-}
-
 impl<M: Datamover> Session<M> {
     /// Receives what a connection has; true if that was anything.
     pub(super) fn receive(&mut self, index: usize, cx: &mut Cx<'_>) -> bool {
@@ -69,31 +57,23 @@ impl<M: Datamover> Session<M> {
         self.put_back(index, conn);
     }
 
-    /// Takes a PDU that is there as a whole.
-    pub fn take(
+    /// Takes the header of a PDU that is there as a whole. Where its data goes, if the PDU goes on:
+    /// then [`Session::deliver`] and [`Session::finish`] follow.
+    pub fn admit(
         &mut self,
         index: usize,
         conn: &mut Conn<M>,
-        pdu: &Whole<'_, M::Remote>,
+        header: &Bhs,
+        along: &Along<'_, M::Remote>,
         cx: &mut Cx<'_>,
-    ) {
-        let Whole { header, ahs, data, remote } = *pdu;
-        // Another PDU of the connection may be half received.
-        let mut collected = std::mem::take(&mut conn.collected);
-        let mut verdict =
-            self.begin(index, conn, header, &Along { ahs, data: data.len(), remote }, cx);
+    ) -> Option<Sink> {
+        conn.collected.clear();
+        let mut verdict = self.begin(index, conn, header, along, cx);
         if verdict == Verdict::Early {
-            verdict = self.begin_early(conn, header, ahs, data.len());
+            verdict = self.begin_early(conn, header, along.ahs, along.data);
         }
         match verdict {
-            Verdict::Take(sink) => {
-                match sink {
-                    Sink::Task { task, offset } => self.store(task, offset, data),
-                    Sink::Collect | Sink::Early => conn.collected.extend_from_slice(data),
-                    Sink::Discard => {}
-                }
-                self.finish(conn, header, sink, remote, cx);
-            }
+            Verdict::Take(sink) => return Some(sink),
             Verdict::Reject(reason) => self.reject(conn, header, reason),
             Verdict::Fatal(reason) => {
                 self.reject(conn, header, reason);
@@ -104,7 +84,16 @@ impl<M: Datamover> Session<M> {
                 conn.fate = Fate::CloseWhenSent;
             }
         }
-        std::mem::swap(&mut conn.collected, &mut collected);
+        None
+    }
+
+    /// Puts the whole data segment of a PDU where it goes; `collected` is the connection's.
+    pub fn deliver(&mut self, sink: Sink, collected: &mut Vec<u8>, data: &[u8]) {
+        match sink {
+            Sink::Task { task, offset } => self.store(task, offset, data),
+            Sink::Collect | Sink::Early => collected.extend_from_slice(data),
+            Sink::Discard => {}
+        }
     }
 
     /// The buffer of a task from `offset` on; empty when nobody waits for data there.
@@ -158,7 +147,7 @@ impl<M: Datamover> Session<M> {
     }
 
     /// A PDU is complete with its data.
-    pub(crate) fn finish(
+    pub fn finish(
         &mut self,
         conn: &mut Conn<M>,
         header: &Bhs,
