@@ -99,7 +99,10 @@ impl<M: Datamover> Applicant<M> {
     }
 
     /// A descriptor is ready.
-    pub fn ready(&mut self, ready: Ready, cx: &mut Cx<'_>) -> Turn<M> {
+    pub fn ready(&mut self, source: u32, ready: Ready, cx: &mut Cx<'_>) -> Turn<M> {
+        if let Some(mover) = &mut self.mover {
+            mover.ready(source);
+        }
         let turn = if ready.readable || ready.hangup { self.receive(cx) } else { Turn::Stay };
         self.after(turn, cx)
     }

@@ -9,7 +9,7 @@ use crate::{
     conn::Conn,
     negotiate::{Parameters, SessionType},
     output::Payload,
-    pdu::{Bhs, FrameError, Numbers},
+    pdu::{Bhs, Numbers},
     session::{Joining, Session, task::Gather},
 };
 use libsrp::{Lun, Residual};
@@ -55,7 +55,7 @@ pub trait Datamover: Sized + fmt::Debug + 'static {
     ///
     /// # Errors
     /// It is none that may come in login.
-    fn login_pdu(&mut self, data: &mut Vec<u8>) -> Result<Option<Bhs>, FrameError>;
+    fn login_pdu(&mut self, data: &mut Vec<u8>) -> io::Result<Option<Bhs>>;
 
     /// The final Login Response was put, and what was agreed on is in force behind it.
     ///
@@ -71,6 +71,9 @@ pub trait Datamover: Sized + fmt::Debug + 'static {
 
     /// A connection joins the session.
     fn join(_session: &mut Session<Self>, _joining: Joining, _cx: &mut Cx<'_>) {}
+
+    /// One of its descriptors is ready: the `source` it was watched as, from 0 on.
+    fn ready(&mut self, _source: u32) {}
 
     /// Receives what the connection has and gives it to the session; true if there was anything.
     /// The connection is taken out of the session meanwhile.

@@ -155,7 +155,7 @@ impl<M: Datamover> Peer<M> {
     pub fn ready(&mut self, source: u32, ready: Ready, cx: &mut Cx<'_>) {
         match self {
             Self::Session(session) => session.ready(source, ready, cx),
-            Self::Login(_) => self.login(cx, |applicant, cx| applicant.ready(ready, cx)),
+            Self::Login(_) => self.login(cx, |applicant, cx| applicant.ready(source, ready, cx)),
         }
     }
 

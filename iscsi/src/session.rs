@@ -173,6 +173,9 @@ impl<M: Datamover> Session<M> {
     /// A descriptor is ready; each connection has as many sources as its datamover watches.
     pub fn ready(&mut self, source: u32, ready: Ready, cx: &mut Cx<'_>) {
         let index = (source / M::SOURCES) as usize;
+        if let Some(Some(conn)) = self.conns.get_mut(index) {
+            conn.mover.ready(source % M::SOURCES);
+        }
         if ready.readable || ready.hangup {
             self.receive(index, cx);
         }

@@ -11,7 +11,7 @@ use crate::{
     digest::Crc32c,
     negotiate::{DEFAULT_MRDSL, Parameters, SessionType},
     output::{Flushed, Output, Payload},
-    pdu::{BHS_LEN, Bhs, Digests, Frame, FrameError},
+    pdu::{BHS_LEN, Bhs, Digests, Frame},
     session::{Joining, Session, task::Gather},
 };
 use std::{
@@ -157,10 +157,10 @@ impl Datamover for Tcp {
         }
     }
 
-    fn login_pdu(&mut self, data: &mut Vec<u8>) -> Result<Option<Bhs>, FrameError> {
+    fn login_pdu(&mut self, data: &mut Vec<u8>) -> io::Result<Option<Bhs>> {
         let Some(header) = self.rest.first_chunk::<BHS_LEN>().copied() else { return Ok(None) };
         // MaxRecvDataSegmentLength during login (RFC 7143 6.1).
-        let frame = Frame::of(&header, Digests::NONE, DEFAULT_MRDSL)?;
+        let frame = Frame::of(&header, Digests::NONE, DEFAULT_MRDSL).map_err(io::Error::other)?;
         if self.rest.len() < frame.total() {
             return Ok(None);
         }

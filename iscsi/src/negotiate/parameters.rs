@@ -115,6 +115,7 @@ impl Preferences {
                 data_digest: DigestPolicy::Off,
                 max_connections: 1,
                 initial_r2t: self.rdma.initial_r2t,
+                max_recv_data_segment: self.rdma.recv_data_segment,
                 ..self
             },
         }

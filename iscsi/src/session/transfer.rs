@@ -159,6 +159,9 @@ impl<M: Datamover> Session<M> {
             && task.kind == Kind::Command
             && let Some(gather) = task.out.take()
         {
+            if gather.buffer.is_none() {
+                self.cancelled.push(cookie);
+            }
             cx.engine.fail(gather.token, sense);
         }
     }
