@@ -9,8 +9,8 @@
 //! nobody checks again. Codes without a name are kept as numbers. Layouts follow the T10 SRP
 //! standard with the SRP2 immediate data that Linux uses, and LoPAR for VIOSRP.
 //!
-//! Not here: InfiniBand device management, and so far the state machine of a channel, of which
-//! [`channel`] has the values.
+//! [`channel`] is the target's half of a channel as a value: login, credit, and what each unit asks
+//! for. Not here: InfiniBand device management.
 
 #![no_std]
 #![forbid(unsafe_code)]
