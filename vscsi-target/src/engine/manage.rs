@@ -1,8 +1,9 @@
 //! Task management functions (SAM-5 7).
 //!
 //! A function that concerns several tasks becomes a [`Sweep`] that visits every reactor. Tasks that
-//! wait end at once; what a backend or a worker has cannot be taken back, so the sweep waits for it:
-//! when a function completes, none of the aborted tasks writes any more.
+//! wait end at once; what a backend or a worker has cannot be taken back, so the sweep waits for it,
+//! and for the tokens of tasks whose Data-Out a transport may still be moving: when a function
+//! completes, none of the aborted tasks reads or writes any more.
 
 use super::{
     Engine,
@@ -100,8 +101,9 @@ impl Sweep {
 
 impl Engine {
     /// Takes a task management request; its completion carries the outcome. Tasks it aborts complete
-    /// before it does, with [`Outcome::Silent`] or in TASK ABORTED; the tokens of those that were
-    /// waiting for Data-Out go to [`Engine::abandon`] then.
+    /// before it does, with [`Outcome::Silent`] or in TASK ABORTED. The tokens of those that were
+    /// waiting for Data-Out go to [`Engine::abandon`] once the transport moves no data for them any
+    /// more; the request completes after that.
     pub fn manage(&mut self, nexus: &mut NexusView, request: &TaskManagement, owner: Owner) {
         let id = nexus.info().id;
         let function = request.function;
@@ -246,6 +248,11 @@ impl Engine {
             }
             let Some(task) = self.tasks.at(key) else { continue };
             if task.stage == Stage::Ended {
+                // Aborted before, but not everything of it is back.
+                if sweep.aborts {
+                    sweep.outstanding.fetch_add(1, SeqCst);
+                    task.sweeps.push(Arc::clone(sweep));
+                }
                 continue;
             }
             sweep.found.store(true, SeqCst);
@@ -256,7 +263,9 @@ impl Engine {
             if let (false, Some(condition)) = (own, sweep.attention) {
                 task.itl.establish(condition);
             }
-            if task.stage == Stage::Running || task.stage == Stage::AwaitsGate {
+            // One that waits for Data-Out ends at once, but its transport may still be moving data: the
+            // initiator must not reuse the memory before the token is back.
+            if task.stage != Stage::AwaitsSweep {
                 sweep.outstanding.fetch_add(1, SeqCst);
                 task.sweeps.push(Arc::clone(sweep));
             }

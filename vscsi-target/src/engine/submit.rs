@@ -292,7 +292,7 @@ impl Engine {
     pub fn data_arrived(&mut self, token: TaskToken, buffer: PoolBuf) {
         let Some(mut task) = self.tasks.remove(token.spend()) else { return };
         if task.stage == Stage::Ended {
-            return;
+            return self.tell_sweeps(task.sweeps);
         }
         task.received = task.wanted.min(u64::from(task.capacity_out)) as usize;
         task.buffer = Some(buffer);
@@ -305,8 +305,9 @@ impl Engine {
     /// The transport cannot bring the Data-Out: the task ends with CHECK CONDITION and this sense.
     pub fn fail(&mut self, token: TaskToken, sense: Sense) {
         let Some(task) = self.tasks.remove(token.spend()) else { return };
-        if task.stage != Stage::Ended {
-            self.end_with(task, Err(Fail::Check(sense)));
+        match task.stage {
+            Stage::Ended => self.tell_sweeps(task.sweeps),
+            _ => self.end_with(task, Err(Fail::Check(sense))),
         }
     }
 

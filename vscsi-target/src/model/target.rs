@@ -16,8 +16,19 @@ pub struct TargetPort {
     pub group: u16,
     /// Protocol identifier (SPC-5 table 481): 5 iSCSI, 4 SRP.
     pub protocol: u8,
-    /// SCSI name string of the port (iSCSI: `iqn…,t,0x0001`).
+    /// SCSI name string of the port (iSCSI: `iqn…,t,0x0001`; SRP: `eui.` and the 32 hexadecimal
+    /// digits of the target port identifier).
     pub name: String,
+}
+
+impl TargetPort {
+    /// The 16 bytes of a name of the form `eui.` and 32 hexadecimal digits.
+    pub fn identifier(&self) -> Option<[u8; 16]> {
+        let digits = self.name.strip_prefix("eui.").filter(|digits| digits.len() == 32)?;
+        // A sign is no digit, though the parser would take one.
+        let all = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        all.then(|| u128::from_str_radix(digits, 16).ok()).flatten().map(u128::to_be_bytes)
+    }
 }
 
 /// A SCSI target device.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     backend::{Backend, File, Null, file::FileOptions},
-    model::Attention,
+    model::{Attention, TargetPort},
     testing::{Fixture, sense},
 };
 
@@ -83,6 +83,24 @@ fn identification_names_unit_port_and_target() {
     expected.extend([0x53, 0xA8, 0, 20]);
     expected.extend(b"iqn.2026-11.test:t\0\0");
     assert_eq!(page(0x83)[4..], expected);
+}
+
+#[test]
+fn srp_port_is_named_by_its_identifier() {
+    let mut fixture = fixture();
+    fixture.target.add_port(1, 4, "eui.00000000000000AA02BB000000000001".into());
+    let data = fixture.call(&[0x12, 1, 0x88, 0xFF, 0xFF, 0], &[]).unwrap();
+    let mut expected = vec![0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 20, 0x41, 0x92, 0, 16];
+    expected.extend([0, 0, 0, 0, 0, 0, 0, 0xAA, 0x02, 0xBB, 0, 0, 0, 0, 0, 1]);
+    assert_eq!(data[data.len() - 32..], expected);
+}
+
+#[test]
+fn identifiers_that_are_no_32_digits_name_nothing() {
+    for name in ["eui.02BB000000000001", "02BB", "eui.+0000000000000AA02BB000000000001"] {
+        let port = TargetPort { relative_id: 1, group: 1, protocol: 4, name: name.into() };
+        assert_eq!(port.identifier(), None, "{name}");
+    }
 }
 
 #[test]

@@ -102,11 +102,18 @@ fn port_names(reply: &mut Vec<u8>, target: &Target, port: u16) {
     }
 }
 
-/// Only iSCSI names its ports by SCSI name strings.
+/// The name of a port, in the form of its protocol: iSCSI's is a SCSI name string, SRP's the target
+/// port identifier as an EUI-64 with identifier extension. Other ports have none.
 fn port_name(reply: &mut Vec<u8>, port: &TargetPort) {
-    if port.protocol == ISCSI {
-        let kind = [port.protocol << 4 | UTF8, OF_PORT | NAME_STRING];
-        designator(reply, kind, &padded(&port.name));
+    let protocol = port.protocol << 4;
+    match port.protocol {
+        ISCSI => designator(reply, [protocol | UTF8, OF_PORT | NAME_STRING], &padded(&port.name)),
+        SRP => {
+            if let Some(identifier) = port.identifier() {
+                designator(reply, [protocol | BINARY, OF_PORT | EUI64], &identifier);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -195,6 +202,7 @@ const OF_PORT: u8 = 0x90;
 /// PIV and association 10b.
 const OF_TARGET: u8 = 0xA0;
 const ISCSI: u8 = 5;
+const SRP: u8 = 4;
 
 const HEADSUP: u8 = 0x04;
 const ORDSUP: u8 = 0x02;
