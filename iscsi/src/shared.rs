@@ -21,9 +21,9 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
-use vscsi_target::model::Model;
+use vscsi_target::{log_budget::LogBudget, model::Model};
 
 /// How endpoints reach other reactors. The program gives one that wraps seeds and notes into its
 /// own and puts them into the reactor's inbox.
@@ -367,31 +367,6 @@ fn fix(refused: &Refused) -> String {
             "log out sessions that are not used, or raise the limit".to_owned()
         }
         _ => "check the initiator's settings; vscsi takes what RFC 7143 defines".to_owned(),
-    }
-}
-
-/// At most ten lines a second.
-#[derive(Debug, Default)]
-struct LogBudget {
-    second: Option<Instant>,
-    lines: u32,
-    suppressed: u64,
-}
-
-impl LogBudget {
-    /// How many were suppressed before, if a line may be written now.
-    fn spend(&mut self) -> Option<u64> {
-        let now = Instant::now();
-        if self.second.is_none_or(|second| now.duration_since(second).as_secs() >= 1) {
-            self.second = Some(now);
-            self.lines = 0;
-        }
-        if self.lines >= 10 {
-            self.suppressed += 1;
-            return None;
-        }
-        self.lines += 1;
-        Some(std::mem::take(&mut self.suppressed))
     }
 }
 

@@ -198,7 +198,7 @@ impl Channel {
             return Fetched::Ended;
         }
         let list = Descriptors::from_table(table);
-        if !list.is_some_and(|list| task.take_table(list).is_ok()) {
+        if list.is_none_or(|list| task.take_table(list).is_err()) {
             self.tasks.remove(id);
             return Fetched::Refuse(refused);
         }

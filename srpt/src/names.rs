@@ -179,7 +179,8 @@ mod tests {
 
     #[test]
     fn other_texts_name_nobody() {
-        for text in ["", "0x", "iqn.2026-11.org.x:a", "0002:c903:0005", "+002:c903:0005:f34b", "0x1"]
+        for text in
+            ["", "0x", "iqn.2026-11.org.x:a", "0002:c903:0005", "+002:c903:0005:f34b", "0x1"]
         {
             assert_eq!(text.parse::<InitiatorName>(), Err(NotAnInitiator(text.to_owned())));
         }

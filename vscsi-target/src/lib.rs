@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod engine;
 pub mod limits;
+pub mod log_budget;
 pub mod model;
 pub mod opcode;
 pub mod reactor;

@@ -185,9 +185,11 @@ impl Tasks {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (TaskId, &Task)> {
-        self.slots.iter().zip(0u64..).filter(|(task, _)| task.state != State::Free).map(
-            |(task, slot)| (TaskId(u64::from(task.generation) << 32 | slot), task),
-        )
+        self.slots
+            .iter()
+            .zip(0u64..)
+            .filter(|(task, _)| task.state != State::Free)
+            .map(|(task, slot)| (TaskId(u64::from(task.generation) << 32 | slot), task))
     }
 
     /// Commands in progress.

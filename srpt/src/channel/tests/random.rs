@@ -132,8 +132,7 @@ impl World {
             Some(command) => command.tag,
             None => 0xFE,
         };
-        let code =
-            if is_set { FunctionCode::LogicalUnitReset } else { FunctionCode::AbortTask };
+        let code = if is_set { FunctionCode::LogicalUnitReset } else { FunctionCode::AbortTask };
         self.credit -= 1;
         self.unanswered.insert((true, tag));
         let task = manage(&mut self.channel, &function(tag, 0, code, managed));
