@@ -4,6 +4,7 @@
 use crate::{
     conn::{Beginning, Conn},
     endpoint::{Endpoint, Note},
+    link::RdmaLink,
     login::{self, Manager, Refusal, rejection},
     names::initiator_name,
     portal::HalfOpen,
@@ -56,7 +57,7 @@ pub enum Turn {
     /// It stays.
     Stay,
     /// It is a channel from now on.
-    Become(Box<Conn>),
+    Become(Box<Conn<RdmaLink>>),
     /// It is over.
     Close,
 }

@@ -1,6 +1,7 @@
 //! Pool buffers as a device reaches them.
 #![allow(unsafe_code)] // What makes a pool buffer memory for a device.
 
+use crate::link::Memory;
 use rdma::{Device, Local, Registered};
 use std::io;
 use vscsi_target::reactor::pool::PoolBuf;
@@ -17,26 +18,23 @@ impl DmaBuf {
     /// Registers what the first `len` bytes of a buffer lie in, unless it is registered already.
     ///
     /// # Errors
-    /// The device takes no more, with the buffer.
-    pub fn new(buffer: PoolBuf, len: usize, device: &Device) -> Result<Self, (io::Error, PoolBuf)> {
+    /// The device takes no more.
+    pub fn new(buffer: PoolBuf, len: usize, device: &Device) -> io::Result<Self> {
         let key = buffer.dma_key(device.domain(), |base, len| {
             // SAFETY: a slab of the pool, mapped until the guard that it is given is dropped.
             let registration = unsafe { device.register(base, len) }?;
             Ok((u64::from(registration.key()), Box::new(registration)))
-        });
-        match key {
-            Ok(key) => Ok(Self { len: len.min(buffer.capacity()), key: key as u32, buffer }),
-            Err(error) => Err((error, buffer)),
-        }
+        })?;
+        Ok(Self { len: len.min(buffer.capacity()), key: key as u32, buffer })
     }
+}
 
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
+impl Memory for DmaBuf {
+    fn bytes(&self) -> &[u8] {
         self.buffer.bytes().get(..self.len).unwrap_or_default()
     }
 
-    /// The buffer.
-    pub fn into_buffer(self) -> PoolBuf {
+    fn into_buffer(self) -> PoolBuf {
         self.buffer
     }
 }

@@ -12,9 +12,9 @@ pub mod ending;
 pub mod transfer;
 
 use crate::{
-    buffer::DmaBuf,
     channel::{Channel, MAX_TARGET_IU, Refused, Start, Step, TaskId, Unit},
     endpoint::Note,
+    link::{Came, Link, RdmaLink},
     login::{Refusal, acceptance, rejection},
     portal::HalfOpen,
     registry::{ChannelFacts, Left, Member, Place, SessionFacts},
@@ -28,8 +28,8 @@ use libsrp::{
     login::{LoginReq, PortId},
     logout::LogoutReason,
 };
-use rdma::{Buffer, Connection, Done, Event, Remote, Request, SendFlags, Setup};
-use std::{fmt, mem, sync::Arc, time::Duration};
+use rdma::{Connection, Event, Remote, Request, Setup};
+use std::{fmt, io, mem, sync::Arc, time::Duration};
 use transfer::Gather;
 use vscsi_target::{
     engine::{Completion, DataOut, Memory, Owner, Submitted},
@@ -38,14 +38,14 @@ use vscsi_target::{
 };
 
 /// A channel with its connection.
-pub struct Conn {
+pub struct Conn<L: Link> {
     shared: Arc<Shared>,
     session: Arc<SessionFacts>,
     facts: Arc<ChannelFacts>,
     /// Gone when the nexus is.
     nexus: Option<NexusView>,
     /// Gone when the channel has ended.
-    link: Option<Connection<DmaBuf>>,
+    link: Option<L>,
     channel: Channel,
     /// Data-Out being read, by the slot of its command.
     gathers: Vec<Option<Gather>>,
@@ -53,9 +53,9 @@ pub struct Conn {
     /// Its place among the connections that are not established.
     slot: Option<HalfOpen>,
     /// What came before the connection was established.
-    early: Vec<(Buffer, usize)>,
+    early: Vec<(L::Received, usize)>,
     // Reused.
-    done: Vec<Done<DmaBuf>>,
+    came: Vec<Came<L>>,
     remote: Vec<Remote>,
     out: [u8; MAX_TARGET_IU],
 }
@@ -92,12 +92,11 @@ const NEXUS_COOKIE: u64 = u64::MAX;
 const EVENTS: u32 = 0;
 const COMPLETIONS: u32 = 1;
 
-impl Conn {
+impl Conn<RdmaLink> {
     /// Makes the connection of a login that may come in, and accepts it. `None` when that fails:
     /// then it was refused, and its place is free again.
     pub fn begin(beginning: Beginning, cx: &mut Cx<'_>) -> Option<Box<Self>> {
         let Beginning { shared, request, slot, login, agreed, member } = beginning;
-        let Member { session, channel: facts, nexus, result } = member;
         let limit = agreed.request_limit;
         let setup = Setup {
             receives: limit + EXTRA_RECEIVES,
@@ -109,26 +108,27 @@ impl Conn {
             vector: cx.reactor.into(),
             shared_receives: None,
         };
-        let deadline = cx.now + shared.limits.login.as_nanos() as u64;
-        let mut conn = Box::new(Self {
-            shared,
-            session,
-            facts,
-            nexus: Some(NexusView::new(nexus)),
-            link: None,
-            channel: Channel::new(agreed),
-            gathers: Vec::new(),
-            phase: Phase::Accepting { until: deadline },
-            slot: Some(slot),
-            early: Vec::new(),
-            done: Vec::new(),
-            remote: Vec::new(),
-            out: [0; MAX_TARGET_IU],
-        });
-        conn.gathers.resize_with(limit as usize, || None);
+        let answer = acceptance(&agreed, &login, member.result);
+        let mut conn = Self::new(shared, member, agreed, cx);
+        conn.slot = Some(slot);
         let peer = conn.facts.peer;
         match Connection::open(request, &setup) {
-            Ok(link) => conn.link = Some(link),
+            Ok(mut connection) => {
+                // Receives are posted before the initiator may send.
+                let accepted = connection.flush().map_err(|error| error.to_string());
+                let accepted = accepted
+                    .and_then(|()| connection.accept(&answer).map_err(|error| error.to_string()))
+                    .and_then(|()| {
+                        conn.attach(RdmaLink::new(connection), cx)
+                            .map_err(|error| error.to_string())
+                    });
+                if let Err(error) = accepted {
+                    tracing::warn!(%peer, %error, "cannot accept an SRP channel");
+                    conn.let_go(cx);
+                    conn.withdraw();
+                    return None;
+                }
+            }
             Err((error, request)) => {
                 let refusal = Refusal::Resources(format!("{error}; {}", error.fix()));
                 conn.shared.log_refused(&refusal, Some(conn.session.initiator), peer);
@@ -137,25 +137,48 @@ impl Conn {
                 return None;
             }
         }
-        let answer = acceptance(&agreed, &login, result);
-        if let Err(error) = conn.accept(&answer, cx) {
-            tracing::warn!(%peer, %error, "cannot accept an SRP channel");
-            conn.let_go(cx);
-            conn.withdraw();
-            return None;
-        }
-        conn.shared.enter(conn.place(cx));
-        cx.wake_at(deadline);
         Some(conn)
     }
+}
 
-    fn accept(&mut self, answer: &[u8], cx: &mut Cx<'_>) -> Result<(), Box<dyn std::error::Error>> {
-        let Some(link) = &mut self.link else { return Ok(()) };
+impl<L: Link> Conn<L> {
+    /// A channel without its connection.
+    fn new(
+        shared: Arc<Shared>,
+        member: Member,
+        agreed: ChannelParameters,
+        cx: &Cx<'_>,
+    ) -> Box<Self> {
+        let Member { session, channel: facts, nexus, .. } = member;
+        let until = cx.now + shared.limits.login.as_nanos() as u64;
+        let mut gathers = Vec::new();
+        gathers.resize_with(agreed.request_limit as usize, || None);
+        Box::new(Self {
+            shared,
+            session,
+            facts,
+            nexus: Some(NexusView::new(nexus)),
+            link: None,
+            channel: Channel::new(agreed),
+            gathers,
+            phase: Phase::Accepting { until },
+            slot: None,
+            early: Vec::new(),
+            came: Vec::new(),
+            remote: Vec::new(),
+            out: [0; MAX_TARGET_IU],
+        })
+    }
+
+    /// Takes the connection, which is being established.
+    fn attach(&mut self, link: L, cx: &mut Cx<'_>) -> io::Result<()> {
+        let link = self.link.insert(link);
         cx.watch(link.event_fd(), EVENTS, true, false)?;
         cx.watch(link.completion_fd(), COMPLETIONS, true, false)?;
-        // Receives are posted before the initiator may send.
-        link.flush()?;
-        link.accept(answer)?;
+        self.shared.enter(self.place(cx));
+        if let Some(until) = self.phase.until() {
+            cx.wake_at(until);
+        }
         Ok(())
     }
 
@@ -200,7 +223,7 @@ impl Conn {
     }
 
     fn events(&mut self, cx: &mut Cx<'_>) {
-        while let Some(event) = self.link.as_mut().and_then(Connection::event) {
+        while let Some(event) = self.link.as_mut().and_then(L::event) {
             match event {
                 Event::Established => self.established(cx),
                 Event::Disconnected => self.lost("the initiator disconnected", cx),
@@ -231,25 +254,25 @@ impl Conn {
     /// Takes what has come and what has ended: true if there was anything.
     pub fn poll(&mut self, cx: &mut Cx<'_>) -> bool {
         let Some(link) = &mut self.link else { return false };
-        let mut done = mem::take(&mut self.done);
-        let any = link.poll(&mut done);
-        for one in done.drain(..) {
+        let mut came = mem::take(&mut self.came);
+        let any = link.poll(&mut came);
+        for one in came.drain(..) {
             match one {
-                Done::Received { buffer, len } => self.received(buffer, len, cx),
-                Done::Read { cookie, owner } => self.was_read(cookie, owner, cx),
-                Done::Broken(error) => self.lost(&error.to_string(), cx),
+                Came::Message { buffer, len } => self.received(buffer, len, cx),
+                Came::Read { cookie, memory } => self.was_read(cookie, memory, cx),
+                Came::Broken(error) => self.lost(&error.to_string(), cx),
             }
         }
-        self.done = done;
+        self.came = came;
         any
     }
 
     /// Asks for an event at the next completion: true if something has come already.
     pub fn rest(&mut self) -> bool {
-        self.link.as_mut().is_some_and(Connection::arm)
+        self.link.as_mut().is_some_and(L::arm)
     }
 
-    fn received(&mut self, buffer: Buffer, len: usize, cx: &mut Cx<'_>) {
+    fn received(&mut self, buffer: L::Received, len: usize, cx: &mut Cx<'_>) {
         match self.phase {
             Phase::Open => {}
             Phase::Accepting { .. } => return self.early.push((buffer, len)),
@@ -305,9 +328,8 @@ impl Conn {
     /// Sends what was written to the buffer for units.
     fn send(&mut self, unit: Option<Unit>) {
         let (Some(unit), Some(link)) = (unit, &mut self.link) else { return };
-        let flags = SendFlags { solicited: unit.solicited, ..SendFlags::default() };
         let bytes = self.out.get(..unit.len).unwrap_or_default();
-        if let Err(error) = link.send(&[bytes], flags) {
+        if let Err(error) = link.send(bytes, unit.solicited) {
             // No unit is longer than what was agreed on, which is what a slot holds.
             tracing::error!(peer = %self.facts.peer, %error, "an SRP unit was not sent");
         }
@@ -331,7 +353,7 @@ impl Conn {
             self.send(unit);
         }
         self.advance(cx);
-        if let Some(Err(error)) = self.link.as_mut().map(Connection::flush) {
+        if let Some(Err(error)) = self.link.as_mut().map(L::flush) {
             self.lost(&error.to_string(), cx);
         }
     }
@@ -413,7 +435,7 @@ impl Core<'_, '_> {
     }
 }
 
-impl fmt::Debug for Conn {
+impl<L: Link> fmt::Debug for Conn<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let initiator: PortId = self.session.initiator;
         f.debug_struct("Conn")
@@ -424,3 +446,6 @@ impl fmt::Debug for Conn {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 use crate::{
     applicant::{Applicant, Arrival, Turn},
     conn::Conn,
+    link::RdmaLink,
     portal::{Listener, ListenerSeed},
 };
 use std::time::Duration;
@@ -22,7 +23,7 @@ pub enum Endpoint {
     /// A login that waits for the end of the channels before it.
     Login(Box<Applicant>),
     /// A channel with its connection.
-    Channel(Box<Conn>),
+    Channel(Box<Conn<RdmaLink>>),
 }
 
 /// What makes an endpoint.

@@ -5,7 +5,7 @@
 //! answers; with the last channel of a nexus all tasks of the nexus end, and then the nexus.
 
 use super::{Conn, NEXUS_COOKIE};
-use crate::registry::Left;
+use crate::{link::Link, registry::Left};
 use libsrp::logout::LogoutReason;
 use std::time::Duration;
 use vscsi_target::{engine::Owner, reactor::Cx};
@@ -59,7 +59,7 @@ impl Phase {
     }
 }
 
-impl Conn {
+impl<L: Link> Conn<L> {
     /// How long commands in progress have when the reactor stops.
     pub fn stop_grace(&self) -> Duration {
         self.shared.limits.stop
@@ -92,12 +92,12 @@ impl Conn {
             let until = cx.now + self.shared.limits.close.as_nanos() as u64;
             self.phase = Phase::LoggingOut { until };
             cx.wake_at(until);
-            if let Some(Err(error)) = self.link.as_mut().map(rdma::Connection::flush) {
+            if let Some(Err(error)) = self.link.as_mut().map(Link::flush) {
                 return self.lost(&error.to_string(), cx);
             }
         }
         if let Phase::LoggingOut { until } = self.phase
-            && (cx.now >= until || self.link.as_ref().is_none_or(rdma::Connection::is_idle))
+            && (cx.now >= until || self.link.as_ref().is_none_or(Link::is_idle))
         {
             self.close(cx);
         }
@@ -135,8 +135,6 @@ impl Conn {
         if let Some(link) = self.link.take() {
             cx.unwatch(link.event_fd());
             cx.unwatch(link.completion_fd());
-            tracing::debug!(peer = %self.facts.peer, counters = ?link.counters(), "connection let go");
-            drop(link);
         }
         self.slot = None;
         self.early.clear();

@@ -2,8 +2,8 @@
 
 use super::{Conn, Core, Next};
 use crate::{
-    buffer::DmaBuf,
     channel::{Drained, Ended, Fetched, TaskId},
+    link::{Link, Memory},
 };
 use libsrp::{Residual, Response, Status, Tag, descriptor::Descriptor};
 use rdma::Remote;
@@ -22,20 +22,20 @@ pub struct Gather {
     pub len: usize,
 }
 
-impl Conn {
+impl<L: Link> Conn<L> {
     /// Reads the Data-Out of a command from the initiator.
     pub(super) fn read(&mut self, task: TaskId, need: DataOut, cx: &mut Cx<'_>) {
         let DataOut { token, buffer, len } = need;
         let Some(link) = &mut self.link else { return cx.engine.abandon(token) };
-        let buffer = match DmaBuf::new(buffer, len, link.device()) {
-            Ok(buffer) => buffer,
-            Err((error, _)) => {
+        let memory = match link.memory(buffer, len) {
+            Ok(memory) => memory,
+            Err(error) => {
                 tracing::error!(peer = %self.facts.peer, %error, "cannot register memory");
                 return cx.engine.fail(token, Sense::INTERNAL_FAILURE);
             }
         };
         list(&mut self.remote, self.channel.segments(task));
-        match link.read(buffer, 0, len, &self.remote, task.cookie()) {
+        match link.read(memory, len, &self.remote, task.cookie()) {
             None => {
                 self.channel.reading(task);
                 if let Some(place) = self.gathers.get_mut(task.slot()) {
@@ -45,7 +45,7 @@ impl Conn {
                     cx.engine.abandon(token);
                 }
             }
-            Some(buffer) => cx.engine.data_arrived(token, buffer.into_buffer()),
+            Some(memory) => cx.engine.data_arrived(token, memory.into_buffer()),
         }
     }
 
@@ -54,28 +54,27 @@ impl Conn {
         let Some(link) = &mut self.link else { return };
         let len = table.len as usize;
         let buffer = cx.engine.pool.take(len);
-        let buffer = buffer.and_then(|buffer| DmaBuf::new(buffer, len, link.device()).ok());
-        let Some(buffer) = buffer else {
+        let Some(memory) = buffer.and_then(|buffer| link.memory(buffer, len).ok()) else {
             // As the core does when it has no memory for a command.
             let full = Status::TASK_SET_FULL;
             return self.answer(task, &Response { status: full, ..Response::good(Tag::default()) });
         };
         list(&mut self.remote, &[table]);
-        if let Some(buffer) = link.read(buffer, 0, len, &self.remote, task.cookie()) {
-            self.was_fetched(task, &buffer, cx);
+        if let Some(memory) = link.read(memory, len, &self.remote, task.cookie()) {
+            self.was_fetched(task, &memory, cx);
         }
     }
 
     /// Something was read.
-    pub(super) fn was_read(&mut self, cookie: u64, buffer: DmaBuf, cx: &mut Cx<'_>) {
+    pub(super) fn was_read(&mut self, cookie: u64, memory: L::Memory, cx: &mut Cx<'_>) {
         let task = TaskId::from_cookie(cookie);
         let Some(gather) = self.gathers.get_mut(task.slot()).and_then(Option::take) else {
-            return self.was_fetched(task, &buffer, cx);
+            return self.was_fetched(task, &memory, cx);
         };
         match self.channel.drained(task) {
             Drained::Deliver => {
                 self.facts.counters.count_written(gather.len as u64);
-                cx.engine.data_arrived(gather.token, buffer.into_buffer());
+                cx.engine.data_arrived(gather.token, memory.into_buffer());
             }
             Drained::Over => cx.engine.abandon(gather.token),
             Drained::Answer(response) => {
@@ -86,7 +85,7 @@ impl Conn {
     }
 
     /// A descriptor table was read: the command starts.
-    fn was_fetched(&mut self, task: TaskId, table: &DmaBuf, cx: &mut Cx<'_>) {
+    fn was_fetched(&mut self, task: TaskId, table: &L::Memory, cx: &mut Cx<'_>) {
         let Some(nexus) = &mut self.nexus else { return };
         let next = match self.channel.fetched(task, table.bytes()) {
             Fetched::Start(start) => Core { nexus, facts: &self.facts, cx }.start(&start),
@@ -131,8 +130,8 @@ impl Conn {
             Ended::Wait => {
                 let is_read = self.gathers.get(task.slot()).is_some_and(Option::is_some);
                 let link = self.link.as_mut().filter(|_| is_read);
-                if let Some(buffer) = link.and_then(|link| link.cancel(cookie)) {
-                    self.was_read(cookie, buffer, cx);
+                if let Some(memory) = link.and_then(|link| link.cancel(cookie)) {
+                    self.was_read(cookie, memory, cx);
                 }
             }
         }
@@ -158,12 +157,12 @@ impl Conn {
         let Some(link) = &mut self.link else { return Ok(()) };
         // What a RAM disk lends is not registered: this copy is the transfer of its medium.
         let (buffer, len) = data.into_buffer(&cx.engine.pool).map_err(|_| Status::TASK_SET_FULL)?;
-        let buffer = DmaBuf::new(buffer, len, link.device()).map_err(|(error, _)| {
+        let memory = link.memory(buffer, len).map_err(|error| {
             tracing::error!(peer = %self.facts.peer, %error, "cannot register memory");
             Status::BUSY
         })?;
         list(&mut self.remote, self.channel.segments(task));
-        link.write(buffer, 0, len, &self.remote);
+        link.write(memory, len, &self.remote);
         self.facts.counters.count_read(len as u64);
         Ok(())
     }
