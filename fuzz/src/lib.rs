@@ -6,6 +6,7 @@
 //! a function and its seeds in the file of its crate, a row in [`TARGETS`], a wrapper in
 //! `fuzz_targets/` with its `[[bin]]`, then `cargo run --no-default-features --example seeds`.
 
+pub mod channel;
 pub mod core;
 pub mod iscsi;
 pub mod ring;
@@ -37,6 +38,8 @@ pub struct Seed {
 pub const TARGETS: &[Target] = &[
     Target { name: "srp_iu", run: srp::iu, seeds: srp::iu_seeds },
     Target { name: "srp_descriptors", run: srp::descriptors, seeds: srp::descriptor_seeds },
+    Target { name: "srp_channel", run: channel::channel, seeds: channel::channel_seeds },
+    Target { name: "srp_login", run: channel::login, seeds: channel::login_seeds },
     Target { name: "viosrp", run: srp::viosrp, seeds: srp::viosrp_seeds },
     Target { name: "core_command", run: core::command, seeds: core::command_seeds },
     Target { name: "core_parameters", run: core::parameters, seeds: core::parameters_seeds },
