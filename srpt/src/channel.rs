@@ -207,6 +207,20 @@ impl Channel {
         Fetched::Start(Start { task: id, command: task.command(), immediate: None })
     }
 
+    /// The tag and the logical unit of a command whose descriptor table is being read, unless a
+    /// function of this channel has ended it.
+    pub fn fetching(&self, id: TaskId) -> Option<(Tag, Lun)> {
+        let task = self.tasks.get(id)?;
+        (task.state == State::Fetching && !task.aborted).then_some((task.tag, task.lun))
+    }
+
+    /// A function of another channel has ended a command whose descriptor table was being read.
+    pub fn ended_elsewhere(&mut self, id: TaskId) {
+        if self.fetching(id).is_some() {
+            self.abandon(id);
+        }
+    }
+
     /// Commands that a function has ended while their descriptor table is being read. Whoever can
     /// take such a read back says so with [`Channel::fetch_ended`].
     pub fn ended_fetches(&self) -> impl Iterator<Item = TaskId> {
@@ -384,7 +398,7 @@ pub enum Drained {
 }
 
 /// Whether two LUN fields address one logical unit: there are two ways to write a number.
-fn is_same_unit(a: Lun, b: Lun) -> bool {
+pub(crate) fn is_same_unit(a: Lun, b: Lun) -> bool {
     a == b || a.number().is_some() && a.number() == b.number()
 }
 

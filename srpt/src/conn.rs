@@ -49,6 +49,8 @@ pub struct Conn<L: Link> {
     channel: Channel,
     /// Data-Out being read, by the slot of its command.
     gathers: Vec<Option<Gather>>,
+    /// How many functions the nexus had seen when a descriptor table was asked for, by slot.
+    fetches: Vec<u64>,
     phase: Phase,
     /// Its place among the connections that are not established.
     slot: Option<HalfOpen>,
@@ -161,6 +163,7 @@ impl<L: Link> Conn<L> {
             link: None,
             channel: Channel::new(agreed),
             gathers,
+            fetches: vec![0; agreed.request_limit as usize],
             phase: Phase::Accepting { until },
             slot: None,
             early: Vec::new(),
@@ -279,7 +282,8 @@ impl<L: Link> Conn<L> {
             // Who was told that the channel ends sends in vain.
             _ => return,
         }
-        let Self { link: Some(link), channel, nexus: Some(nexus), facts, .. } = self else {
+        let Self { link: Some(link), channel, nexus: Some(nexus), session, facts, .. } = self
+        else {
             return;
         };
         let next = link.received(&buffer, len, |iu| match channel.receive(iu) {
@@ -288,7 +292,10 @@ impl<L: Link> Conn<L> {
                 match step {
                     Step::Start(start) => core.start(&start),
                     Step::Fetch { task, table } => Next::Fetch(task, table),
-                    Step::Manage { task, request } => core.manage(task, &request),
+                    Step::Manage { task, request } => {
+                        session.functions.note(&request);
+                        core.manage(task, &request)
+                    }
                     Step::Refuse(refused) => Next::Refuse(refused),
                     Step::Logout => Next::Logout,
                     Step::Nothing => Next::Nothing,

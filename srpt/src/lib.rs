@@ -30,6 +30,7 @@ pub mod buffer;
 pub mod channel;
 pub mod conn;
 pub mod endpoint;
+pub mod functions;
 pub mod link;
 pub mod login;
 pub mod names;

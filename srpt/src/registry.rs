@@ -5,7 +5,7 @@
 //! last one to go ends it. A login that wants to be the only one waits here until the channels
 //! before it, and their nexus, are gone.
 
-use crate::login::Refusal;
+use crate::{functions::Functions, login::Refusal};
 use libsrp::login::{MultiChannelAction, MultiChannelResult, PortId};
 use std::{
     collections::BTreeMap,
@@ -52,6 +52,8 @@ pub struct SessionFacts {
     pub target: String,
     /// When its first channel logged in.
     pub since: SystemTime,
+    /// What ended commands of it.
+    pub functions: Functions,
     key: NexusKey,
     channels: Mutex<Vec<Arc<ChannelFacts>>>,
     /// Counts channels up, for their numbers.
@@ -252,6 +254,7 @@ impl Registry {
                 initiator: claim.initiator,
                 target: claim.target.to_owned(),
                 since: SystemTime::now(),
+                functions: Functions::default(),
                 key: claim.key,
                 channels: Mutex::default(),
                 next: AtomicU32::new(0),

@@ -281,6 +281,22 @@ fn unit_reset_on_one_channel_ends_commands_of_the_other() {
 }
 
 #[test]
+fn unit_reset_on_one_channel_ends_a_command_of_the_other_whose_table_is_read() {
+    let mut rig = Rig::new();
+    let (first, second) = (rig.channel(), rig.another());
+    second.lock().holds_reads = true;
+    let table = Indirect::new(segment(0x9000, 32), 512, Descriptors::default());
+    let data = DataBuffers { data_out: DataBuffer::None, data_in: DataBuffer::Indirect(table) };
+    second.send(&[command(1, &cdb(0x28, 0, 1), data)]);
+    second.wait("a read", |wire| wire.posted_reads == 1);
+    first.send(&[function(9, FunctionCode::LogicalUnitReset, 0xFF)]);
+    assert_eq!(rsp(&first), done(9, 1));
+    second.change(|wire| wire.holds_reads = false);
+    // No answer, but its credit.
+    assert_eq!(second.message()[0], 0x81);
+}
+
+#[test]
 fn abort_task_finds_a_command_of_another_channel() {
     let mut rig = Rig::new();
     let (first, second) = (rig.channel(), rig.another());

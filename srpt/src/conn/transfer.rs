@@ -59,6 +59,9 @@ impl<L: Link> Conn<L> {
             let full = Status::TASK_SET_FULL;
             return self.answer(task, &Response { status: full, ..Response::good(Tag::default()) });
         };
+        if let Some(since) = self.fetches.get_mut(task.slot()) {
+            *since = self.session.functions.count();
+        }
         list(&mut self.remote, &[table]);
         if let Some(memory) = link.read(memory, len, &self.remote, task.cookie()) {
             self.was_fetched(task, &memory, cx);
@@ -87,6 +90,12 @@ impl<L: Link> Conn<L> {
     /// A descriptor table was read: the command starts.
     fn was_fetched(&mut self, task: TaskId, table: &L::Memory, cx: &mut Cx<'_>) {
         let Some(nexus) = &mut self.nexus else { return };
+        if let (Some((tag, lun)), Some(since)) =
+            (self.channel.fetching(task), self.fetches.get(task.slot()))
+            && self.session.functions.ended(*since, tag, lun)
+        {
+            return self.channel.ended_elsewhere(task);
+        }
         let next = match self.channel.fetched(task, table.bytes()) {
             Fetched::Start(start) => Core { nexus, facts: &self.facts, cx }.start(&start),
             Fetched::Refuse(refused) => Next::Refuse(refused),
