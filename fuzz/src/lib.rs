@@ -9,6 +9,7 @@
 pub mod channel;
 pub mod core;
 pub mod iscsi;
+pub mod iser;
 pub mod ring;
 pub mod session;
 pub mod srp;
@@ -49,6 +50,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "iscsi_text", run: iscsi::text, seeds: iscsi::text_seeds },
     Target { name: "iscsi_login", run: iscsi::login, seeds: iscsi::login_seeds },
     Target { name: "iscsi_session", run: session::session, seeds: session::session_seeds },
+    Target { name: "iser_message", run: iser::message, seeds: iser::message_seeds },
+    Target { name: "iser_session", run: iser::session, seeds: iser::session_seeds },
     Target { name: "ring", run: ring::ring, seeds: ring::ring_seeds },
     Target { name: "virtio_scsi", run: ring::virtio_scsi, seeds: ring::virtio_scsi_seeds },
     Target { name: "vhost_user", run: vhost::vhost, seeds: vhost::vhost_seeds },

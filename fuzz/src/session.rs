@@ -23,7 +23,9 @@ use vscsi_target::backend::{Backend, Mem};
 use vscsi_target::engine::Engine;
 use vscsi_target::model::reservation::Reservations;
 use vscsi_target::model::{Identity, LogicalUnit, LuConfig, Model};
-use vscsi_target::reactor::{Inbox, Postboxes, Reactor, pool::Pool, ring::Ring, workers::Workers};
+use vscsi_target::reactor::{
+    self, Inbox, Postboxes, Reactor, pool::Pool, ring::Ring, workers::Workers,
+};
 use vscsi_target::spc::mode::Modes;
 
 use crate::Seed;
@@ -37,7 +39,7 @@ pub fn session(data: &[u8]) {
     let Some(target) = running() else { return };
     // One session at a time: they share the logical unit.
     let _turn = target.turn.lock().unwrap_or_else(PoisonError::into_inner);
-    target.refresh();
+    refresh(&target.lu);
     let keys = KEYS[usize::from(kind) % KEYS.len()];
     let Ok(mut stream) = target.log_in(keys) else { return };
     let digests = keys.contains("CRC32C");
@@ -228,6 +230,76 @@ fn append(bytes: &mut Vec<u8>, header: &Bhs, data: &[u8], digests: bool) {
     }
 }
 
+/// The command core of a target with one logical unit.
+pub(crate) struct Core {
+    pub(crate) postboxes: Arc<Postboxes>,
+    pub(crate) model: Arc<Model>,
+    pub(crate) lu: Arc<LogicalUnit>,
+}
+
+impl Core {
+    pub(crate) fn new() -> io::Result<Self> {
+        let postboxes = Postboxes::new(1)?;
+        let model = Model::new(Arc::clone(&postboxes));
+        let target = model.add_target(TARGET).map_err(io::Error::other)?;
+        target.add_port(1, 5, format!("{TARGET},t,0x0001"));
+        let backend = Backend::Mem(Mem::new(1 << 18, 512)?);
+        let config = LuConfig {
+            identity: Identity::derive("fuzz", None),
+            removable: false,
+            read_only: false,
+            state_dir: None,
+        };
+        let modes = Modes::for_backend(backend.properties(), None);
+        let reservations = Reservations::default();
+        let lu = LogicalUnit::new(config, backend, reservations, modes, Arc::clone(&postboxes));
+        target.map(0, Arc::clone(&lu), None).map_err(io::Error::other)?;
+        Ok(Self { postboxes, model, lu })
+    }
+}
+
+/// Lets the only initiator log in.
+pub(crate) fn share(model: &Arc<Model>, router: Arc<dyn Router>) -> io::Result<Arc<Shared>> {
+    let (preferences, limits) = (Preferences::default(), Limits::default());
+    let shared = Shared::new(Arc::clone(model), router, preferences, limits)?;
+    let access = Access {
+        allow: Allow::Only(vec![HOST.parse().map_err(io::Error::other)?]),
+        chap: None,
+        alias: None,
+        redirect: None,
+        portal_groups: None,
+    };
+    shared.set_access(TARGET, access);
+    Ok(shared)
+}
+
+/// Runs a reactor as long as the process lives.
+pub(crate) fn run<E: reactor::Endpoint>(model: Arc<Model>, inbox: Arc<Inbox<E>>) {
+    thread::spawn(move || {
+        let workers = Arc::new(Workers::new(1));
+        let engine = Engine::new(model, 0, Pool::new(16 << 20), Ring::disabled(), workers);
+        if let Ok(reactor) = Reactor::new(engine, inbox) {
+            reactor.run(&AtomicBool::new(false));
+        }
+    });
+}
+
+/// Undoes what the session before did to the logical unit.
+pub(crate) fn refresh(lu: &LogicalUnit) {
+    let start = Instant::now();
+    while lu.state().busy.is_some_and(|busy| busy.key == 2) {
+        assert!(start.elapsed() < PATIENCE, "a format never ends");
+        thread::sleep(Duration::from_micros(50));
+    }
+    lu.update(|state| {
+        assert_eq!(state.aca, None);
+        state.reservations = Reservations::default();
+        state.modes.reset();
+        (state.stopped, state.ejected, state.sanitize_failed) = (false, false, false);
+        state.busy = None;
+    });
+}
+
 /// A target that lives as long as the process.
 struct Running {
     shared: Arc<Shared>,
@@ -244,60 +316,15 @@ fn running() -> Option<&'static Running> {
 
 impl Running {
     fn start() -> io::Result<Self> {
-        let postboxes = Postboxes::new(1)?;
-        let model = Model::new(Arc::clone(&postboxes));
-        let target = model.add_target(TARGET).map_err(io::Error::other)?;
-        target.add_port(1, 5, format!("{TARGET},t,0x0001"));
-        let backend = Backend::Mem(Mem::new(1 << 18, 512)?);
-        let config = LuConfig {
-            identity: Identity::derive("fuzz", None),
-            removable: false,
-            read_only: false,
-            state_dir: None,
-        };
-        let modes = Modes::for_backend(backend.properties(), None);
-        let reservations = Reservations::default();
-        let lu = LogicalUnit::new(config, backend, reservations, modes, Arc::clone(&postboxes));
-        target.map(0, Arc::clone(&lu), None).map_err(io::Error::other)?;
+        let Core { postboxes, model, lu } = Core::new()?;
         let inbox = Inbox::new(0, postboxes);
         let router = Arc::new(Only(Arc::clone(&inbox)));
-        let (preferences, limits) = (Preferences::default(), Limits::default());
-        let shared = Shared::new(Arc::clone(&model), router, preferences, limits)?;
-        let access = Access {
-            allow: Allow::Only(vec![HOST.parse().map_err(io::Error::other)?]),
-            chap: None,
-            alias: None,
-            redirect: None,
-            portal_groups: None,
-        };
-        shared.set_access(TARGET, access);
+        let shared = share(&model, router)?;
         let bound = Bound::new((Ipv4Addr::LOCALHOST, 0).into(), 1).map_err(io::Error::other)?;
         let address = bound.portal.address;
         inbox.open(bound.seed(Arc::clone(&shared)));
-        thread::spawn(move || {
-            let workers = Arc::new(Workers::new(1));
-            let engine = Engine::new(model, 0, Pool::new(16 << 20), Ring::disabled(), workers);
-            if let Ok(reactor) = Reactor::new(engine, inbox) {
-                reactor.run(&AtomicBool::new(false));
-            }
-        });
+        run(model, inbox);
         Ok(Self { shared, lu, address, turn: Mutex::default() })
-    }
-
-    /// Undoes what the session before did to the logical unit.
-    fn refresh(&self) {
-        let start = Instant::now();
-        while self.lu.state().busy.is_some_and(|busy| busy.key == 2) {
-            assert!(start.elapsed() < PATIENCE, "a format never ends");
-            thread::sleep(Duration::from_micros(50));
-        }
-        self.lu.update(|state| {
-            assert_eq!(state.aca, None);
-            state.reservations = Reservations::default();
-            state.modes.reset();
-            (state.stopped, state.ejected, state.sanitize_failed) = (false, false, false);
-            state.busy = None;
-        });
     }
 
     fn log_in(&self, keys: &str) -> io::Result<TcpStream> {
@@ -360,8 +387,8 @@ const KEYS: [&str; 4] = [
     "HeaderDigest=CRC32C\0DataDigest=CRC32C\0",
     "InitialR2T=No\0ImmediateData=No\0FirstBurstLength=1024\0MaxOutstandingR2T=4\0",
 ];
-const TARGET: &str = "iqn.2026-11.org.example:san";
-const HOST: &str = "iqn.1994-05.com.redhat:host9";
+pub(crate) const TARGET: &str = "iqn.2026-11.org.example:san";
+pub(crate) const HOST: &str = "iqn.1994-05.com.redhat:host9";
 const MAX_PDUS: usize = 32;
 const MAX_DATA: usize = 4096;
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);

@@ -110,8 +110,9 @@ pub trait Datamover: Sized + fmt::Debug + 'static {
         self.put(header, data);
     }
 
-    /// Sends the SCSI Response of a command that came with `remote`.
-    fn put_response(&mut self, header: &Bhs, data: &[u8], remote: &Self::Remote);
+    /// Sends the SCSI Response of a command that came with `remote`. `fenced` as in
+    /// [`Datamover::put_fenced`]: it ended while its data was on the way.
+    fn put_response(&mut self, header: &Bhs, data: &[u8], remote: &Self::Remote, fenced: bool);
 
     /// Whether data has to lie in memory of its own: what the backend lends is copied then.
     fn owns_data(&self) -> bool;

@@ -215,7 +215,7 @@ impl Datamover for Tcp {
         self.output.put_data(data, self.digests.data);
     }
 
-    fn put_response(&mut self, header: &Bhs, data: &[u8], (): &()) {
+    fn put_response(&mut self, header: &Bhs, data: &[u8], (): &(), _fenced: bool) {
         self.put(header, data);
     }
 

@@ -126,6 +126,12 @@ impl Wire {
         self.state().reads
     }
 
+    /// Messages that the target has not taken yet; none when it has closed.
+    pub fn unread(&self) -> usize {
+        let state = self.state();
+        if state.closed { 0 } else { state.to_target.len() }
+    }
+
     /// The initiator disconnects.
     pub fn disconnect(&self) {
         self.state().gone = true;

@@ -370,12 +370,12 @@ impl<V: Verbs> Datamover for Iser<V> {
         self.send(header, data, SendFlags { fence: true, ..SendFlags::default() });
     }
 
-    fn put_response(&mut self, header: &Bhs, data: &[u8], remote: &Tags) {
+    fn put_response(&mut self, header: &Bhs, data: &[u8], remote: &Tags, fence: bool) {
         let invalidate = match self.invalidates {
             true => remote.read.or(remote.write).map(|tag| tag.key),
             false => None,
         };
-        self.send(header, data, SendFlags { invalidate, ..SendFlags::default() });
+        self.send(header, data, SendFlags { invalidate, fence, solicited: false });
     }
 
     fn owns_data(&self) -> bool {

@@ -21,6 +21,8 @@ struct Answered<R> {
     edtl: u32,
     r2ts_sent: u32,
     remote: R,
+    /// Its data was on the way when it ended.
+    fenced: bool,
 }
 
 impl<M: Datamover> Session<M> {
@@ -37,6 +39,7 @@ impl<M: Datamover> Session<M> {
             edtl: task.edtl,
             r2ts_sent: task.r2ts_sent,
             remote: task.remote,
+            fenced: task.fetching || out.as_ref().is_some_and(|out| out.buffer.is_none()),
         };
         if let Some(gather) = out {
             // It ended while it still waited for data: aborted.
@@ -102,19 +105,17 @@ impl<M: Datamover> Session<M> {
         if sent.status {
             conn.next_stat_sn();
         } else {
-            let data_sn = task.r2ts_sent.wrapping_add(sent.pdus);
-            self.send_response(conn, task.itt, task.remote, response, residual, data_sn);
+            self.send_response(conn, &task, response, residual, sent.pdus);
         }
     }
 
     fn send_response(
         &mut self,
         conn: &mut Conn<M>,
-        itt: u32,
-        remote: M::Remote,
+        task: &Answered<M::Remote>,
         response: &Response,
         residual: Residual,
-        exp_data_sn: u32,
+        data_pdus: u32,
     ) {
         let mut sense = response.sense.as_bytes();
         // What the initiator has no room for is cut off, and with it the length that counts it.
@@ -129,22 +130,22 @@ impl<M: Datamover> Session<M> {
             status: response.status,
             qualifier,
             data_len: data_len as u32,
-            itt,
+            itt: task.itt,
             snack_tag: 0,
             numbers: self.status_numbers(conn),
-            exp_data_sn,
+            exp_data_sn: task.r2ts_sent.wrapping_add(data_pdus),
             bidi_residual: Residual::None,
             residual,
         };
         let mut header = [0; BHS_LEN];
         pdu.emit(&mut header);
         if sense.is_empty() {
-            return conn.mover.put_response(&header, &[], &remote);
+            return conn.mover.put_response(&header, &[], &task.remote, task.fenced);
         }
         let mut data = [0; 2 + libsrp::SENSE_MAX];
         data[..2].copy_from_slice(&(sense.len() as u16).to_be_bytes());
         data[2..2 + sense.len()].copy_from_slice(sense);
-        conn.mover.put_response(&header, &data[..data_len], &remote);
+        conn.mover.put_response(&header, &data[..data_len], &task.remote, task.fenced);
     }
 
     /// Ends a command that never reached the engine.
@@ -161,6 +162,7 @@ impl<M: Datamover> Session<M> {
             sense: sense.encode(false),
             ..Response::good(Tag::from_u64(u64::from(itt)))
         };
-        self.send_response(conn, itt, remote, &response, residual, 0);
+        let task = Answered { itt, edtl: 0, r2ts_sent: 0, remote, fenced: false };
+        self.send_response(conn, &task, &response, residual, 0);
     }
 }

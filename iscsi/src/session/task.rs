@@ -29,6 +29,8 @@ pub struct Task<R> {
     pub orphan: bool,
     /// Memory that came with the command.
     pub remote: R,
+    /// It failed while its data was on the way.
+    pub fetching: bool,
     /// R2Ts sent, for ExpDataSN.
     pub r2ts_sent: u32,
     /// Data-Out being gathered.
@@ -142,6 +144,7 @@ impl<R: Default> Tasks<R> {
                 edtl: 0,
                 orphan: false,
                 remote: R::default(),
+                fetching: false,
                 r2ts_sent: 0,
                 out: None,
                 generation: 0,
@@ -158,6 +161,7 @@ impl<R: Default> Tasks<R> {
             task.kind = kind;
             task.orphan = false;
             task.remote = R::default();
+            task.fetching = false;
             task.r2ts_sent = 0;
             task.immediate = false;
             task.edtl = 0;

@@ -160,6 +160,7 @@ impl<M: Datamover> Session<M> {
             && let Some(gather) = task.out.take()
         {
             if gather.buffer.is_none() {
+                task.fetching = true;
                 self.cancelled.push(cookie);
             }
             cx.engine.fail(gather.token, sense);

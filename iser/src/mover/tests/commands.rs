@@ -199,6 +199,34 @@ fn aborted_write_is_not_answered_and_reported_when_nothing_is_fetched_any_more()
 }
 
 #[test]
+fn write_that_fails_while_its_data_is_fetched_is_answered_behind_that() {
+    let target = target();
+    let mut initiator = target.linux();
+    initiator.wire.hold(true);
+    initiator.wire.register(9, 0, pattern(4096));
+    let command = initiator.command(&write_10(0, 8), true, 4096);
+    initiator.send(source(9, 0), Request::ScsiCommand(command), &[]);
+    target.wait_for("the read", || initiator.wire.reads() == 1);
+    let pdu = DataOut {
+        is_final: true,
+        data_len: 512,
+        lun: Lun::default(),
+        itt: command.itt,
+        ttt: RESERVED_TAG,
+        exp_stat_sn: 0,
+        data_sn: 0,
+        offset: 0,
+    };
+    initiator.send(Tags::default(), Request::DataOut(pdu), &[1; 512]);
+    assert!(initiator.wire.receive(std::time::Duration::from_millis(200)).is_none());
+    initiator.wire.hold(false);
+    let (response, received) = initiator.response();
+    assert_eq!((response.itt, response.status.0), (command.itt, 2));
+    assert_eq!((received.message.flags.fence, received.message.reads), (true, 0));
+    assert!(initiator.read(0, 8).iter().all(|b| *b == 0));
+}
+
+#[test]
 fn commands_at_depth_are_all_answered() {
     let target = target();
     let mut initiator = target.linux();
