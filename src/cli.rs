@@ -14,7 +14,7 @@ pub use serve::ServeArgs;
 
 /// A virtual SCSI target in user space.
 #[derive(Debug, Parser)]
-#[command(name = "vscsi", version, max_term_width = 100, after_help = AFTER_HELP)]
+#[command(name = "vscsi", version, long_version = LONG_VERSION, max_term_width = 100, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(flatten)]
     pub common: Common,
@@ -51,6 +51,8 @@ pub enum Command {
         /// The file
         file: PathBuf,
     },
+    /// Say whether RDMA (iSER, SRP) is usable on this machine, and what to do where it is not
+    Doctor,
     /// Logical units of a running target
     #[command(subcommand)]
     Lun(Lun),
@@ -153,11 +155,11 @@ impl DiskOptions {
 
 #[derive(Debug, Subcommand)]
 pub enum Session {
-    /// List who is logged in by iSCSI, and the vhost-user controllers
+    /// List who is logged in by iSCSI, iSER and SRP, and the vhost-user controllers
     List,
-    /// End an iSCSI session
+    /// End a session of iSCSI, iSER or SRP
     Kick {
-        /// Its number in the list
+        /// Its number in the list, as 3 or srp3
         id: String,
     },
 }
@@ -170,11 +172,20 @@ fn block_size(text: &str) -> Result<u32, String> {
     }
 }
 
+#[cfg(feature = "rdma")]
+const LONG_VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), "\nRDMA (iSER, SRP): built in; see vscsi doctor");
+#[cfg(not(feature = "rdma"))]
+const LONG_VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), "\nRDMA (iSER, SRP): left out of this build");
+
 const AFTER_HELP: &str = "\
 Examples:
   vscsi serve
   vscsi serve disk.img --iscsi 0.0.0.0 --allow iqn.1994-05.com.redhat:host9
   vscsi serve disk.img --vhost-user /run/vscsi/vm1.sock --queues 4
+  vscsi serve disk.img --iser 192.0.2.1 --allow iqn.1994-05.com.redhat:host9
+  vscsi serve disk.img --srp 192.0.2.1:5555 --srp-allow 192.0.2.7
   vscsi vhost-user-scsi --socket-path=/run/vscsi/vm1.sock disk.img
   vscsi serve --config /etc/vscsi/config.json
   vscsi lun add --ram 1G

@@ -3,6 +3,7 @@
 
 pub mod file;
 mod locate;
+pub mod srp;
 pub mod vhost_user;
 
 use std::{net::SocketAddr, path::PathBuf};
@@ -14,6 +15,7 @@ use iscsi::{
 };
 
 use crate::{disk::Disk, secrets::SecretFile};
+use srp::SrpConfig;
 use vhost_user::Controller;
 
 /// Everything that runs in one process.
@@ -29,6 +31,8 @@ pub struct Config {
     pub portal_groups: Vec<PortalGroup>,
     /// Controllers for VMMs.
     pub vhost_user: Vec<Controller>,
+    /// SRP over RDMA.
+    pub srp: SrpConfig,
     /// How discovery sessions authenticate.
     pub discovery_chap: Option<ChapConfig>,
     /// Seconds that a backend may take for a command; 0 for ever.
@@ -37,6 +41,13 @@ pub struct Config {
     pub iscsi: IscsiConfig,
     /// The targets.
     pub targets: Vec<TargetConfig>,
+}
+
+impl Config {
+    /// Whether something in it needs RDMA.
+    pub fn needs_rdma(&self) -> bool {
+        !self.srp.listen.is_empty() || self.portal_groups.iter().any(|group| !group.iser.is_empty())
+    }
 }
 
 /// A path with a default.
@@ -56,8 +67,23 @@ pub enum Place {
 pub struct PortalGroup {
     /// Target portal group tag.
     pub tag: u16,
-    /// Addresses to listen on.
+    /// Addresses to listen on for TCP.
     pub listen: Vec<SocketAddr>,
+    /// Addresses to listen on for iSER.
+    pub iser: Vec<SocketAddr>,
+    /// How solicited data is addressed over iSER.
+    pub write_address: WriteAddress,
+}
+
+/// What an initiator's write address (iSER, RFC 7145 8.2 and 9.2) is the address of, unless the login
+/// says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WriteAddress {
+    /// Of the first byte that was not sent unasked, as Linux and libiscsi do.
+    #[default]
+    Solicited,
+    /// Of the first byte of all, as RFC 7145 has it where nothing was declared.
+    Whole,
 }
 
 /// Another portal to log in at.

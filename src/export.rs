@@ -19,7 +19,11 @@ use vscsi_target::{
 };
 
 use crate::{
-    config::{Place, PortalGroup, TargetConfig, vhost_user::Controller},
+    config::{
+        Place, PortalGroup, TargetConfig,
+        srp::{PortName, SrpPort},
+        vhost_user::Controller,
+    },
     disk::{Disk, MAX_LUN, Source},
     report::{Exit, Report},
     state::{self, StateError},
@@ -158,6 +162,13 @@ impl Exporter {
         exports.collect()
     }
 
+    /// Adds the port by which SRP initiators reach a target, after those of vhost-user controllers.
+    pub fn srp_port(&self, config: &SrpPort) -> Result<u16, ExportError> {
+        let target = self.model.target(config.target.as_str())?;
+        let PortName { id_ext, ioc_guid } = config.name;
+        Ok(target.add_port(1, PROTOCOL_SRP, format!("eui.{id_ext:016X}{ioc_guid:016X}")))
+    }
+
     /// Adds a disk to a target; one without a number gets the lowest that is neither in use nor in
     /// `reserved`.
     pub fn disk(
@@ -248,6 +259,7 @@ fn seed(target: &Target, disk: &Disk, number: u16) -> String {
     format!("{} {what}", target.name)
 }
 
+const PROTOCOL_SRP: u8 = 4;
 const PROTOCOL_ISCSI: u8 = 5;
 /// What a guest's SCSI driver takes a virtio-scsi port for.
 const PROTOCOL_SAS: u8 = 6;
@@ -256,7 +268,10 @@ const PROTOCOL_SAS: u8 = 6;
 mod tests {
     use super::*;
     use crate::{
-        config::vhost_user::{ControllerName, Door},
+        config::{
+            srp::SrpAllow,
+            vhost_user::{ControllerName, Door},
+        },
         disk::{Defaults, Kind},
     };
     use iscsi::names::IscsiName;
@@ -321,6 +336,21 @@ mod tests {
         target.add_port(1, PROTOCOL_ISCSI, "iqn".to_owned());
         let again = after.controller(&controller("vm1")).unwrap();
         assert_eq!(again[0].initiator, first[0].initiator);
+    }
+
+    #[test]
+    fn a_target_has_a_port_for_srp_of_the_name_that_logins_address() {
+        let (exporter, target) = exporter();
+        let port = SrpPort {
+            target: IscsiName::parse(&target.name).unwrap(),
+            name: PortName { id_ext: 0xA, ioc_guid: 0xB },
+            allow: SrpAllow::Any,
+        };
+        target.add_port(1, PROTOCOL_ISCSI, "iqn".to_owned());
+        assert_eq!(exporter.srp_port(&port).unwrap(), 2);
+        let added = &target.ports()[1];
+        assert_eq!(added.protocol, 4);
+        assert_eq!(added.name, "eui.000000000000000A000000000000000B");
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod cli;
 mod config;
 mod control;
 mod disk;
+mod doctor;
 mod export;
 mod logging;
 mod report;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
                 .and_then(|plan| serve::run(plan, common.json))
         }
         Command::Check { file } => serve::check(file, common.json),
+        Command::Doctor => return doctor::run(common.json),
         Command::Lun(command) => control::client::lun(command, common),
         Command::Session(command) => control::client::session(command, common),
         Command::Stats => control::client::stats(common),

@@ -5,10 +5,14 @@ mod banner;
 mod fabric;
 mod inherited;
 mod notify;
+#[cfg_attr(feature = "rdma", path = "serve/over_rdma.rs")]
+#[cfg_attr(not(feature = "rdma"), path = "serve/no_rdma.rs")]
+mod over_rdma;
 mod process;
 mod vhost_user;
 
 use std::{
+    net::SocketAddr,
     path::Path,
     sync::{
         Arc,
@@ -20,6 +24,7 @@ use std::{
 
 use iscsi::{
     endpoint::Note,
+    negotiate::Transport,
     portal::{BindError, Bound},
     shared::{Access, Limits, Shared},
 };
@@ -33,11 +38,13 @@ use crate::{
     cli::serve::Plan,
     config::{self, Allow, ChapConfig, IscsiConfig, MAX_DEFAULT_REACTORS, Place, file},
     control::{self, server::ControlSocket, verbs},
+    doctor,
     export::{ExportError, Exporter},
     report::{Exit, Report},
     secrets::{self, SecretError},
 };
 use fabric::{AnySeed, Reactors};
+use over_rdma::OverRdma;
 use process::ReactorThread;
 use vhost_user::Front;
 
@@ -50,6 +57,8 @@ pub struct Daemon {
     pub shared: Arc<Shared>,
     /// The vhost-user controllers.
     pub fronts: Vec<Front>,
+    /// iSER and SRP.
+    pub over_rdma: OverRdma,
     /// The reactors' threads by number.
     pub threads: Vec<ReactorThread>,
     /// When it started.
@@ -65,7 +74,19 @@ impl Daemon {
         for front in &self.fronts {
             front.refresh();
         }
+        self.over_rdma.refresh();
     }
+}
+
+/// Where iSCSI initiators are listened for.
+#[derive(Clone, Copy, Debug)]
+pub struct Portal {
+    /// The address.
+    pub address: SocketAddr,
+    /// Tag of its portal group.
+    pub tag: u16,
+    /// What it is reached over.
+    pub transport: Transport,
 }
 
 /// Why the target does not start, besides a disk's or a file's faults.
@@ -74,6 +95,10 @@ pub enum StartError {
     /// A portal.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// An address for RDMA.
+    #[cfg(feature = "rdma")]
+    #[error(transparent)]
+    Listen(#[from] rdma::ListenError),
     /// A disk or target.
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -105,6 +130,8 @@ impl From<StartError> for Report {
                 };
                 Self::new(exit, "portal", what).fix(error.fix())
             }
+            #[cfg(feature = "rdma")]
+            StartError::Listen(error) => over_rdma::report(&error),
             StartError::Export(error) => error.into(),
             StartError::Secret(error) => error.into(),
             StartError::NoMutual(_) => Self::new(Exit::Config, "secrets", what)
@@ -125,14 +152,18 @@ pub fn check(path: &Path, json: bool) -> Result<(), Report> {
     chap(config.discovery_chap.as_ref())?;
     let luns: usize = config.targets.iter().map(|target| target.luns.len()).sum();
     let (targets, controllers) = (config.targets.len(), config.vhost_user.len());
+    let rdma = config.needs_rdma().then(doctor::rdma);
     if json {
         let counts = serde_json::json!({
-            "targets": targets, "luns": luns, "controllers": controllers,
+            "targets": targets, "luns": luns, "controllers": controllers, "rdma": rdma,
         });
         println!("{counts}");
     } else {
         let path = path.display();
         println!("{path}: {targets} targets, {luns} LUNs, {controllers} vhost-user controllers");
+        if let Some(rdma) = rdma {
+            println!("{path}: {}", rdma.summary());
+        }
     }
     Ok(())
 }
@@ -141,6 +172,9 @@ pub fn check(path: &Path, json: bool) -> Result<(), Report> {
 pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     let started = Instant::now();
     let config = plan.config;
+    if config.needs_rdma() {
+        doctor::require_rdma()?;
+    }
     // Before anything is opened: it takes over inherited descriptors by their numbers. And early, for
     // guests whose VMM waits to connect again.
     let doors = vhost_user::open(&config.vhost_user)?;
@@ -170,27 +204,44 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
             bound.push(Bound::new(address, group.tag).map_err(|error| in_use(error, plan.demo))?);
         }
     }
+    let opened = over_rdma::open(&config)?;
     for target in &config.targets {
         let access = access(target)?;
         exporter.target(target, &config.portal_groups).map_err(StartError::from)?;
         shared.set_access(target.name.as_str(), access);
     }
     let devices = vhost_user::devices(doors, &exporter, &router)?;
+    // Last: port identifiers count up, and those before keep theirs.
+    for port in &config.srp.ports {
+        exporter.srp_port(port).map_err(StartError::from)?;
+    }
     shared.set_discovery(chap(config.discovery_chap.as_ref())?);
     let socket = control_socket(&config.control)?;
 
     let stop = Arc::new(AtomicBool::new(false));
     let threads = process::start_reactors(&shared.model, &inboxes, config.io_timeout, &stop)?;
-    let portals: Vec<_> =
-        bound.iter().map(|bound| (bound.portal.address, bound.portal.tag)).collect();
+    let portal = |bound: &Bound| Portal {
+        address: bound.portal.address,
+        tag: bound.portal.tag,
+        transport: bound.portal.transport,
+    };
+    let mut portals: Vec<Portal> = bound.iter().map(portal).collect();
     for (bound, inbox) in bound.into_iter().zip(inboxes.iter().cycle()) {
         inbox.open(AnySeed::Iscsi(bound.seed(Arc::clone(&shared))));
     }
+    let over_rdma = opened.serve(&config.srp, &exporter.model, &shared, &router, &inboxes);
+    portals.extend(&over_rdma.portals);
     let (handles, threads): (Vec<_>, Vec<_>) = threads.into_iter().unzip();
     let (fronts, sockets) = vhost_user::serve(devices, request_stop)
         .map_err(|source| system("a vhost-user controller", source))?;
-    let daemon =
-        Arc::new(Daemon { exporter, shared: Arc::clone(&shared), fronts, threads, started });
+    let daemon = Arc::new(Daemon {
+        exporter,
+        shared: Arc::clone(&shared),
+        fronts,
+        over_rdma,
+        threads,
+        started,
+    });
     if let Some(socket) = &socket {
         let daemon = Arc::clone(&daemon);
         socket
@@ -207,6 +258,7 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     signals.exit_on_next();
     vhost_user::stop(&daemon.fronts, GRACE);
     shared.stop(GRACE);
+    daemon.over_rdma.stop(GRACE);
     freeze(&daemon);
     stop.store(true, Ordering::Release);
     for reactor in 0..count {

@@ -154,6 +154,75 @@ fn check_names_an_unknown_key() {
 }
 
 #[test]
+fn check_says_when_a_configuration_needs_rdma() {
+    let scratch = Scratch::new("rdma");
+    let file = scratch.0.join("c.json");
+    let text = r#"{"srp": {"listen": ["192.0.2.1:5555"], "ports": [{"allow_any": true}]},
+        "targets": [{"name": "iqn.2026-11.org.x:a"}]}"#;
+    fs::write(&file, text).unwrap();
+    let output = vscsi(&["check", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", error(&output));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("c.json: needs RDMA, which is "), "{said}");
+    let output = vscsi(&["--json", "check", file.to_str().unwrap()]);
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["rdma"]["built"], cfg!(feature = "rdma"));
+}
+
+#[test]
+fn doctor_says_what_rdma_lacks_with_a_fix_for_each() {
+    let output = vscsi(&["doctor", "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rdma = &said["rdma"];
+    let problems = rdma["problems"].as_array().unwrap();
+    assert_eq!(rdma["usable"], problems.is_empty());
+    let code = if problems.is_empty() { 0 } else { 69 };
+    assert_eq!(output.status.code(), Some(code));
+    let text = String::from_utf8(vscsi(&["doctor"]).stdout).unwrap();
+    for problem in problems {
+        let (what, fix) = (problem["what"].as_str().unwrap(), problem["fix"].as_str().unwrap());
+        assert!(text.contains(&format!("  {what}\n    fix: {fix}\n")), "{text}");
+    }
+    assert_eq!(rdma["built"], cfg!(feature = "rdma"));
+    if !cfg!(feature = "rdma") {
+        assert!(text.contains("built without RDMA"), "{text}");
+        assert!(text.contains("cargo build --release --features rdma"), "{text}");
+    }
+}
+
+#[test]
+fn rdma_that_is_not_there_is_refused_with_a_remedy() {
+    for options in
+        [["--iser", "203.0.113.1", "--allow-any"], ["--srp", "203.0.113.1:5555", "--srp-allow=any"]]
+    {
+        let args = [&["serve", "--ram", "1M", "--control", "none"], &options[..]].concat();
+        // An address of documentation belongs to no device.
+        let output = vscsi(&args);
+        assert_eq!(output.status.code(), Some(69), "{}", error(&output));
+        let error = error(&output);
+        assert!(error.contains("\n  fix: "), "{error}");
+        if !cfg!(feature = "rdma") {
+            assert!(error.starts_with("error[no-rdma]: this vscsi was built without"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn srp_without_anybody_allowed_is_a_usage_error() {
+    let output = vscsi(&["serve", "--ram", "1M", "--srp", "127.0.0.1:5555"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error(&output).contains("--srp-allow"), "{}", error(&output));
+}
+
+#[test]
+fn the_long_version_says_whether_rdma_is_built_in() {
+    let output = vscsi(&["--version"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    let expected = if cfg!(feature = "rdma") { "built in" } else { "left out of this build" };
+    assert!(said.contains(&format!("RDMA (iSER, SRP): {expected}")), "{said}");
+}
+
+#[test]
 fn without_a_running_target_commands_say_so() {
     let output = vscsi(&["--control", "/nonexistent/control.sock", "stats"]);
     assert_eq!(output.status.code(), Some(69));

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     config::{
         Allow, Config, IO_TIMEOUT, IscsiConfig, Place, TargetConfig,
+        srp::SrpConfig,
         vhost_user::{self, Controller, ControllerName, DEFAULT_QUEUES, Door, SocketPlace},
     },
     report::{Exit, Report},
@@ -105,6 +106,7 @@ impl BackendArgs {
             control: control.map_or(Place::Nowhere, |path| or_none(path)),
             portal_groups: Vec::new(),
             vhost_user: vec![controller],
+            srp: SrpConfig::default(),
             discovery_chap: None,
             io_timeout: self.io_timeout,
             iscsi: IscsiConfig::default(),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -18,6 +19,7 @@ use crate::{
         Allow, ChapConfig, Config, DEFAULT_TARGET, IO_TIMEOUT, IscsiConfig, Place, PortalGroup,
         TargetConfig,
         file::{self, ConfigError, PortalError},
+        srp::{self, InitiatorError, PortName, SrpAllow, SrpConfig, SrpInitiator, SrpPort},
         vhost_user::{
             self, Controller, ControllerError, ControllerName, DEFAULT_QUEUES, Door, Socket,
         },
@@ -41,6 +43,15 @@ pub struct ServeArgs {
     /// Listen for iSCSI initiators here; port 3260 unless given
     #[arg(long, value_name = "ADDR[:PORT]")]
     pub iscsi: Vec<String>,
+    /// Listen for iSCSI initiators over RDMA (iSER) here; port 3260 unless given
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub iser: Vec<String>,
+    /// Listen for SRP initiators over RDMA here
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub srp: Vec<String>,
+    /// Let this SRP initiator log in: an initiator port identifier, an IP address, or "any"
+    #[arg(long, value_name = "ID|ADDR|any", requires = "srp")]
+    pub srp_allow: Vec<String>,
     /// Be a vhost-user-scsi controller for the VMM that connects to this socket, with options as in
     /// SOCKET,name=NAME,queues=N,mode=0660
     #[arg(long, value_name = "SOCKET")]
@@ -51,10 +62,10 @@ pub struct ServeArgs {
     /// Name of the target [default: iqn.2026-11.org.vscsi:disk]
     #[arg(long, value_name = "IQN")]
     pub name: Option<IscsiName>,
-    /// Let this initiator log in
+    /// Let this initiator log in, by iSCSI and iSER
     #[arg(long, value_name = "IQN", conflicts_with = "allow_any")]
     pub allow: Vec<IscsiName>,
-    /// Let every initiator log in
+    /// Let every initiator log in, by iSCSI and iSER
     #[arg(long)]
     pub allow_any: bool,
     /// Ask initiators for CHAP: a file with one "USER SECRET" a line, readable by its owner only
@@ -79,7 +90,7 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["disks", "ram", "null", "iscsi", "vhost_user", "queues", "name", "allow", "allow_any",
+        conflicts_with_all = ["disks", "ram", "null", "iscsi", "iser", "srp", "srp_allow", "vhost_user", "queues", "name", "allow", "allow_any",
             "chap_file", "discovery_chap_file", "block_size", "read_only", "removable", "direct",
             "serial"]
     )]
@@ -102,17 +113,34 @@ pub enum ServeError {
     #[error("there is nowhere to listen")]
     NoPortal,
     /// Initiators are allowed, but no address.
-    #[error("--allow and CHAP are for iSCSI initiators, and there is no --iscsi")]
+    #[error("--allow and CHAP are for iSCSI initiators, and there is neither --iscsi nor --iser")]
     NoIscsi,
     /// Nobody may log in.
     #[error("nobody may log in")]
     NobodyAllowed,
+    /// No SRP initiator may log in.
+    #[error("no SRP initiator may log in")]
+    NoSrpAllowed,
+    /// Everybody and some.
+    #[error("--srp-allow any lets everybody in, so that the others mean nothing")]
+    SrpAnyAndSome,
+    /// An SRP initiator that is none.
+    #[error("--srp-allow: {0}")]
+    SrpInitiator(#[from] InitiatorError),
+    /// An address for SRP that is none.
+    #[error("--srp: {0}")]
+    SrpListen(#[from] srp::ListenError),
     /// The disks.
     #[error(transparent)]
     Disks(#[from] DiskListError),
     /// An address that is none.
-    #[error("--iscsi: {0}")]
-    Portal(#[from] PortalError),
+    #[error("--{option}: {fault}")]
+    Portal {
+        /// Of which option.
+        option: &'static str,
+        /// What is wrong.
+        fault: PortalError,
+    },
     /// A socket that is none.
     #[error("--vhost-user: {0}")]
     Controller(#[from] ControllerError),
@@ -133,16 +161,34 @@ impl From<ServeError> for Report {
         match error {
             ServeError::NoPortal => Self::new(Exit::Usage, "no-portal", what)
                 .why("nothing is bound unless it is asked for")
-                .fix("add --vhost-user SOCKET for a VMM, or --iscsi 0.0.0.0 --iscsi [::]"),
+                .fix(
+                    "add --vhost-user SOCKET for a VMM, or --iscsi 0.0.0.0 --iscsi [::]; over \
+                      RDMA --iser ADDR or --srp ADDR:PORT",
+                ),
             ServeError::NoIscsi => Self::new(Exit::Usage, "no-portal", what).fix(
                 "add --iscsi ADDR, or leave them out: who may connect to a --vhost-user \
-                      socket is said by its permissions",
+                      socket is said by its permissions, and who by --srp with --srp-allow",
             ),
             ServeError::NobodyAllowed => Self::new(Exit::Usage, "nobody-allowed", what)
                 .why("an initiator may log in only when it is allowed")
                 .fix("add --allow IQN (see /etc/iscsi/initiatorname.iscsi there), or --allow-any"),
+            ServeError::NoSrpAllowed => Self::new(Exit::Usage, "nobody-allowed", what)
+                .why("an initiator may log in only when it is allowed, and --allow names iSCSI's")
+                .fix(
+                    "add --srp-allow with an address or an initiator port identifier (the \
+                      last 16 digits are those of /sys/class/infiniband/DEV/ports/1/gids/0 \
+                      there), or --srp-allow any",
+                ),
+            ServeError::SrpAnyAndSome => {
+                Self::new(Exit::Usage, "srp", what).fix("keep one of the two")
+            }
+            ServeError::SrpInitiator(_) => Self::new(Exit::Usage, "srp", what)
+                .fix("--srp-allow 192.0.2.7, or --srp-allow 0x0000000000000000505400fffe123456"),
+            ServeError::SrpListen(_) => {
+                Self::new(Exit::Usage, "portal", what).why("SRP has no port of its own")
+            }
             ServeError::Disks(error) => error.into(),
-            ServeError::Portal(_) => Self::new(Exit::Usage, "portal", what),
+            ServeError::Portal { .. } => Self::new(Exit::Usage, "portal", what),
             ServeError::Controller(_) => {
                 Self::new(Exit::Usage, "vhost-user", what).fix(SOCKET_OPTIONS)
             }
@@ -184,16 +230,25 @@ impl ServeArgs {
         let lists = DiskLists { files: &self.disks, ram: &self.ram, null: &self.null };
         let disks = lists.in_order(&self.options, matches)?;
         let vhost_user = self.sockets()?;
+        let iser = portals("iser", &self.iser)?;
+        let srp_listen =
+            self.srp.iter().map(|text| srp::listen(text)).collect::<Result<Vec<_>, _>>()?;
+        let srp_allow = self.srp_allow()?;
         let demo = disks.is_empty()
             && self.iscsi.is_empty()
+            && iser.is_empty()
+            && srp_listen.is_empty()
             && vhost_user.is_empty()
             && self.allow.is_empty();
         let listen = match demo {
-            true => vec![file::portal("127.0.0.1")?],
-            false => self.iscsi.iter().map(|text| file::portal(text)).collect::<Result<_, _>>()?,
+            true => portals("iscsi", &["127.0.0.1".to_owned()])?,
+            false => portals("iscsi", &self.iscsi)?,
         };
-        let allow = match (listen.is_empty(), demo || self.allow_any, self.allow.is_empty()) {
-            (true, ..) if vhost_user.is_empty() => return Err(ServeError::NoPortal),
+        let no_iscsi = listen.is_empty() && iser.is_empty();
+        let allow = match (no_iscsi, demo || self.allow_any, self.allow.is_empty()) {
+            (true, ..) if vhost_user.is_empty() && srp_listen.is_empty() => {
+                return Err(ServeError::NoPortal);
+            }
             (true, false, true) if self.chap_file.is_none() => Allow::Names(Vec::new()),
             (true, ..) => return Err(ServeError::NoIscsi),
             (false, true, _) => Allow::Any,
@@ -220,6 +275,17 @@ impl ServeArgs {
             targets: BTreeMap::from([(0, name.clone())]),
         };
         let vhost_user = vhost_user.into_iter().map(controller).collect();
+        let srp = match srp_listen.is_empty() {
+            true => SrpConfig::default(),
+            false => SrpConfig {
+                listen: srp_listen,
+                ports: vec![SrpPort {
+                    target: name.clone(),
+                    name: PortName::of_target(&name),
+                    allow: srp_allow,
+                }],
+            },
+        };
         let target = TargetConfig {
             name,
             alias: None,
@@ -229,9 +295,9 @@ impl ServeArgs {
             redirect: None,
             luns,
         };
-        let groups = match listen.is_empty() {
+        let groups = match no_iscsi {
             true => Vec::new(),
-            false => vec![PortalGroup { tag: 1, listen }],
+            false => vec![PortalGroup { tag: 1, listen, iser, write_address: Default::default() }],
         };
         let config = Config {
             reactors: None,
@@ -239,12 +305,26 @@ impl ServeArgs {
             control: Place::Usual,
             portal_groups: groups,
             vhost_user,
+            srp,
             discovery_chap: self.discovery_chap_file.as_ref().map(chap),
             io_timeout: IO_TIMEOUT,
             iscsi: IscsiConfig::default(),
             targets: vec![target],
         };
         Ok(Plan { config, demo })
+    }
+
+    fn srp_allow(&self) -> Result<SrpAllow, ServeError> {
+        let any = |text: &String| text == "any";
+        match (self.srp_allow.iter().any(any), self.srp_allow.len()) {
+            (_, 0) if !self.srp.is_empty() => Err(ServeError::NoSrpAllowed),
+            (true, 1) => Ok(SrpAllow::Any),
+            (true, _) => Err(ServeError::SrpAnyAndSome),
+            (false, _) => {
+                let list = self.srp_allow.iter().map(|text| SrpInitiator::parse(text));
+                Ok(SrpAllow::Only(list.collect::<Result<_, _>>()?))
+            }
+        }
     }
 
     fn sockets(&self) -> Result<Vec<Socket>, ServeError> {
@@ -263,6 +343,11 @@ impl ServeArgs {
         }
         Ok(sockets)
     }
+}
+
+fn portals(option: &'static str, texts: &[String]) -> Result<Vec<SocketAddr>, ServeError> {
+    let portals = texts.iter().map(|text| file::portal(text));
+    portals.collect::<Result<_, _>>().map_err(|fault| ServeError::Portal { option, fault })
 }
 
 pub(super) fn or_none(path: &Path) -> Place {
@@ -367,6 +452,45 @@ mod tests {
         let plan = plan(args).unwrap();
         let queues: Vec<u16> = plan.config.vhost_user.iter().map(|c| c.queues).collect();
         assert_eq!(queues, [8, 2]);
+    }
+
+    #[test]
+    fn iser_is_iscsi_for_who_may_log_in() {
+        let refused = plan("a.img --iser 192.0.2.1");
+        assert!(matches!(refused, Err(ServeError::NobodyAllowed)));
+        let args = "a.img --iser 192.0.2.1 --iser [2001:db8::1]:3261 --iscsi 192.0.2.1 \
+                    --allow iqn.2026-11.org.x:i";
+        let plan = plan(args).unwrap();
+        let [group] = &plan.config.portal_groups[..] else { panic!("{:?}", plan.config) };
+        let iser = ["192.0.2.1:3260", "[2001:db8::1]:3261"].map(|text| text.parse().unwrap());
+        assert_eq!((&group.iser[..], group.listen.len()), (&iser[..], 1));
+        assert!(matches!(&plan.config.targets[0].allow, Allow::Names(names) if names.len() == 1));
+        assert!(!plan.demo && plan.config.needs_rdma());
+    }
+
+    #[test]
+    fn srp_needs_a_port_and_somebody_allowed() {
+        assert!(matches!(plan("a.img --srp 192.0.2.1"), Err(ServeError::SrpListen(_))));
+        let args = "a.img --srp 192.0.2.1:5555";
+        assert!(matches!(plan(args), Err(ServeError::NoSrpAllowed)));
+        let with = |more: &str| plan(&format!("{args} {more}"));
+        assert!(matches!(with("--allow-any"), Err(ServeError::NoSrpAllowed)));
+        assert!(matches!(with("--srp-allow any --allow-any"), Err(ServeError::NoIscsi)));
+        assert!(matches!(with("--srp-allow host9"), Err(ServeError::SrpInitiator(_))));
+        let both = with("--srp-allow any --srp-allow 192.0.2.7");
+        assert!(matches!(both, Err(ServeError::SrpAnyAndSome)));
+        let plan = with("--srp-allow 192.0.2.7 --srp-allow 505400fffe123456").unwrap();
+        let [port] = &plan.config.srp.ports[..] else { panic!("{:?}", plan.config) };
+        assert_eq!((&port.target, port.name), (&default_name(), PortName::of_target(&port.target)));
+        assert!(matches!(&port.allow, SrpAllow::Only(list) if list.len() == 2));
+        assert_eq!(plan.config.targets[0].allow, Allow::Names(Vec::new()));
+        assert!(plan.config.portal_groups.is_empty() && plan.config.needs_rdma());
+    }
+
+    #[test]
+    fn an_address_that_is_none_names_its_option() {
+        let error = plan("a.img --iser host9 --allow-any").unwrap_err().to_string();
+        assert!(error.starts_with("--iser: \"host9\" is not an address"), "{error}");
     }
 
     #[test]

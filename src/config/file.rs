@@ -1,6 +1,7 @@
 //! The configuration file: strict JSON. A key nobody knows, a value of another type or out of its
 //! range, and a key that is there twice are errors that name file, line and key.
 
+mod srp;
 mod values;
 mod vhost_user;
 
@@ -20,7 +21,7 @@ use thiserror::Error;
 
 use super::{
     Allow, ChapConfig, Config, IO_TIMEOUT, ISCSI_PORT, IscsiConfig, Place, PortalGroup, Redirect,
-    TargetConfig,
+    TargetConfig, WriteAddress,
     locate::{line_of, path_at},
 };
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
     secrets::SecretFile,
     suggest::nearest,
 };
+use srp::RawSrp;
 use values::{Elsewhere, Name, OrNone, Portal, Size, Whole};
 pub use values::{PortalError, portal};
 use vhost_user::{Front, RawController};
@@ -172,6 +174,7 @@ struct RawConfig {
     portal_groups: Option<Vec<RawGroup>>,
     #[serde(default)]
     vhost_user: Vec<RawController>,
+    srp: Option<RawSrp>,
     discovery: Option<RawDiscovery>,
     io_timeout: Option<Whole<0, 86_400>>,
     iscsi: Option<RawIscsi>,
@@ -182,7 +185,18 @@ struct RawConfig {
 #[serde(deny_unknown_fields)]
 struct RawGroup {
     tag: Whole<1, 65535>,
+    #[serde(default)]
     listen: Vec<Portal>,
+    #[serde(default)]
+    iser: Vec<Portal>,
+    iser_write_address: Option<RawWriteAddress>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawWriteAddress {
+    Linux,
+    Strict,
 }
 
 #[derive(Deserialize)]
@@ -303,8 +317,8 @@ impl Fault {
 
 impl RawConfig {
     fn check(self) -> Result<Config, Fault> {
-        if self.portal_groups.is_none() && self.vhost_user.is_empty() {
-            let fault = "neither \"portal_groups\" nor \"vhost_user\" is there";
+        if self.portal_groups.is_none() && self.vhost_user.is_empty() && self.srp.is_none() {
+            let fault = "neither \"portal_groups\" nor \"vhost_user\" nor \"srp\" is there";
             let fix = format!(
                 "\"portal_groups\": [{{\"tag\": 1, \"listen\": [\"127.0.0.1:{ISCSI_PORT}\"]}}]"
             );
@@ -346,6 +360,7 @@ impl RawConfig {
             control: place(self.control),
             portal_groups,
             vhost_user: vhost_user::join(fronts, &targets)?,
+            srp: self.srp.map(|srp| srp.check(&targets)).transpose()?.unwrap_or_default(),
             discovery_chap: discovery_chap.map(|chap| chap.check("discovery.chap")).transpose()?,
             io_timeout: self.io_timeout.map_or(IO_TIMEOUT, |seconds| seconds.0 as u32),
             iscsi: self.iscsi.map_or_else(|| Ok(IscsiConfig::default()), RawIscsi::check)?,
@@ -364,13 +379,23 @@ fn place(path: Option<OrNone>) -> Place {
 
 impl RawGroup {
     fn check(self, place: &str) -> Result<PortalGroup, Fault> {
-        if self.listen.is_empty() {
+        if self.listen.is_empty() && self.iser.is_empty() {
             let fix = format!("\"listen\": [\"127.0.0.1:{ISCSI_PORT}\"]");
             return Err(Fault::new(format!("{place}.listen"), "there is no address", fix));
+        }
+        if self.iser.is_empty() && self.iser_write_address.is_some() {
+            let place = format!("{place}.iser_write_address");
+            let fix = "add \"iser\": [\"192.0.2.10\"], or leave it out";
+            return Err(Fault::new(place, "there is no address for iSER", fix));
         }
         Ok(PortalGroup {
             tag: self.tag.0 as u16,
             listen: self.listen.into_iter().map(|portal| portal.0).collect(),
+            iser: self.iser.into_iter().map(|portal| portal.0).collect(),
+            write_address: match self.iser_write_address {
+                None | Some(RawWriteAddress::Linux) => WriteAddress::Solicited,
+                Some(RawWriteAddress::Strict) => WriteAddress::Whole,
+            },
         })
     }
 }

@@ -92,7 +92,22 @@ pub struct LunResize {
 #[serde(deny_unknown_fields)]
 pub struct SessionKick {
     /// The session's number.
-    pub id: u16,
+    pub id: u32,
+    /// Whose numbers.
+    #[serde(default)]
+    pub transport: Numbers,
+}
+
+/// Sessions that are numbered together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Numbers {
+    /// Those of iSCSI, over TCP and RDMA.
+    #[default]
+    #[serde(alias = "iser")]
+    Iscsi,
+    /// Those of SRP.
+    Srp,
 }
 
 /// A logical unit.
@@ -129,9 +144,60 @@ pub enum Session {
     /// An iSCSI session.
     #[serde(rename = "iscsi")]
     Iscsi(SessionInfo),
+    /// An iSCSI session over RDMA.
+    #[serde(rename = "iser")]
+    Iser(SessionInfo),
+    /// An SRP session over RDMA: an I_T nexus with its channels.
+    #[serde(rename = "srp")]
+    Srp(SrpSession),
     /// A vhost-user controller, whether or not a VMM uses it.
     #[serde(rename = "vhost-user")]
     VhostUser(ControllerInfo),
+}
+
+impl Session {
+    /// Whether a part of it runs on this reactor.
+    pub fn runs_on(&self, reactor: u16) -> bool {
+        match self {
+            Self::Iscsi(session) | Self::Iser(session) => session.reactor == reactor,
+            Self::Srp(session) => session.channels.iter().any(|c| c.reactor == reactor),
+            Self::VhostUser(_) => false,
+        }
+    }
+}
+
+/// An SRP session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SrpSession {
+    /// Its number among those of SRP.
+    pub id: u32,
+    /// The initiator port identifier in hexadecimal.
+    pub initiator: String,
+    /// The target.
+    pub target: String,
+    /// Seconds since its first channel logged in.
+    pub age_seconds: u64,
+    /// Its channels.
+    pub channels: Vec<SrpChannel>,
+    /// SCSI commands.
+    pub commands: u64,
+    /// Bytes of Data-In.
+    pub read_bytes: u64,
+    /// Bytes of Data-Out.
+    pub written_bytes: u64,
+    /// Commands refused for their descriptors.
+    pub refused: u64,
+}
+
+/// A channel of SRP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SrpChannel {
+    /// Its number in the session.
+    pub number: u32,
+    /// The peer's address.
+    pub peer: String,
+    /// The reactor it runs on.
+    pub reactor: u16,
 }
 
 /// A vhost-user controller.
@@ -209,8 +275,8 @@ pub struct Stats {
     pub pid: u32,
     /// By logical unit.
     pub luns: Vec<LunStats>,
-    /// By session.
-    pub sessions: Vec<SessionInfo>,
+    /// By session, with `transport`; controllers are not among them.
+    pub sessions: Vec<Session>,
     /// By reactor.
     pub reactors: Vec<ReactorStats>,
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::{
-    api::{Fault, LunAdd, LunInfo, LunResize, LunRm, Session, SessionKick, Stats},
+    api::{Fault, LunAdd, LunInfo, LunResize, LunRm, Numbers, Session, SessionKick, Stats},
     socket, table,
 };
 use crate::{
@@ -121,13 +121,18 @@ pub fn session(command: &cli::Session, common: &Common) -> Result<(), Report> {
             show(common, &sessions, || table::who(&sessions))
         }
         cli::Session::Kick { id } => {
-            let id = id.parse().map_err(|_| {
-                let what = format!("{id:?} is not the number of an iSCSI session");
+            let (transport, number) = match id.strip_prefix("srp") {
+                Some(number) => (Numbers::Srp, number),
+                None => (Numbers::Iscsi, id.as_str()),
+            };
+            let number = number.parse().map_err(|_| {
+                let what = format!("{id:?} is not the number of a session");
                 Report::new(Exit::Usage, "no-session", what)
-                    .why("only iSCSI sessions can be ended here; a vhost-user controller is its VMM's")
+                    .why("only sessions can be ended here; a vhost-user controller is its VMM's")
                     .fix("vscsi session list shows the numbers; unplug a controller in its VMM")
             })?;
-            let done: Value = ask(common, "session.kick", SessionKick { id })?;
+            let kick = SessionKick { id: number, transport };
+            let done: Value = ask(common, "session.kick", kick)?;
             show(common, &done, || format!("session {id} is dropped\n"))
         }
     }

@@ -1,7 +1,7 @@
 //! Tables for people.
 
 use crate::{
-    control::api::{ControllerInfo, LunInfo, Session, SessionInfo, Stats},
+    control::api::{ControllerInfo, LunInfo, Session, SessionInfo, SrpSession, Stats},
     size,
 };
 
@@ -35,14 +35,14 @@ pub fn who(who: &[Session]) -> String {
     let (mut logged_in, mut controllers) = (Vec::new(), Vec::new());
     for session in who {
         match session {
-            Session::Iscsi(session) => logged_in.push(session.clone()),
             Session::VhostUser(controller) => controllers.push(controller),
+            _ => logged_in.extend(cells(session)),
         }
     }
     match (logged_in.is_empty(), controllers.is_empty()) {
-        (_, true) => sessions(&logged_in),
+        (_, true) => sessions(logged_in),
         (true, false) => vhost_user(&controllers),
-        (false, false) => format!("{}\n{}", sessions(&logged_in), vhost_user(&controllers)),
+        (false, false) => format!("{}\n{}", sessions(logged_in), vhost_user(&controllers)),
     }
 }
 
@@ -67,26 +67,54 @@ fn vhost_user(controllers: &[&ControllerInfo]) -> String {
 }
 
 /// Sessions.
-fn sessions(sessions: &[SessionInfo]) -> String {
-    if sessions.is_empty() {
+fn sessions(rows: Vec<Vec<String>>) -> String {
+    if rows.is_empty() {
         return "nobody is logged in\n".to_owned();
     }
-    let mut rows =
-        vec![row(["ID", "INITIATOR", "TARGET", "FROM", "SINCE", "COMMANDS", "READ", "WRITTEN"])];
-    rows.extend(sessions.iter().map(|session| {
-        let peers: Vec<&str> = session.connections.iter().map(|c| c.peer.as_str()).collect();
-        row([
-            session.id.to_string().as_str(),
-            &session.initiator,
-            session.target.as_deref().unwrap_or("(discovery)"),
-            &peers.join(" "),
-            &duration(session.age_seconds),
-            &session.commands.to_string(),
-            &size::show(session.read_bytes),
-            &size::show(session.written_bytes),
-        ])
-    }));
+    let titles =
+        ["ID", "BY", "INITIATOR", "TARGET", "FROM", "SINCE", "COMMANDS", "READ", "WRITTEN"];
+    let rows: Vec<_> = std::iter::once(row(titles)).chain(rows).collect();
     align(&rows)
+}
+
+/// A session's row; a controller has none.
+fn cells(session: &Session) -> Option<Vec<String>> {
+    Some(match session {
+        Session::Iscsi(session) => iscsi("iscsi", session),
+        Session::Iser(session) => iscsi("iser", session),
+        Session::Srp(session) => srp(session),
+        Session::VhostUser(_) => return None,
+    })
+}
+
+fn iscsi(by: &str, session: &SessionInfo) -> Vec<String> {
+    let peers: Vec<&str> = session.connections.iter().map(|c| c.peer.as_str()).collect();
+    row([
+        session.id.to_string().as_str(),
+        by,
+        &session.initiator,
+        session.target.as_deref().unwrap_or("(discovery)"),
+        &peers.join(" "),
+        &duration(session.age_seconds),
+        &session.commands.to_string(),
+        &size::show(session.read_bytes),
+        &size::show(session.written_bytes),
+    ])
+}
+
+fn srp(session: &SrpSession) -> Vec<String> {
+    let peers: Vec<&str> = session.channels.iter().map(|c| c.peer.as_str()).collect();
+    row([
+        format!("srp{}", session.id).as_str(),
+        "srp",
+        &session.initiator,
+        &session.target,
+        &peers.join(" "),
+        &duration(session.age_seconds),
+        &session.commands.to_string(),
+        &size::show(session.read_bytes),
+        &size::show(session.written_bytes),
+    ])
 }
 
 /// Counters.
@@ -127,7 +155,7 @@ pub fn stats(stats: &Stats) -> String {
     }));
     text += &align(&rows);
     text.push('\n');
-    text + &sessions(&stats.sessions)
+    text + &sessions(stats.sessions.iter().filter_map(cells).collect())
 }
 
 fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
@@ -166,7 +194,7 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::TargetEntry;
+    use crate::control::api::{SrpChannel, TargetEntry};
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
@@ -188,6 +216,26 @@ mod tests {
                         vm1         connected  6 running  0=iqn.x:a  /run/vm1.sock\n";
         assert_eq!(who(&[Session::VhostUser(controller)]), expected);
         assert_eq!(who(&[]), "nobody is logged in\n");
+    }
+
+    #[test]
+    fn sessions_of_srp_are_listed_by_the_name_that_ends_them() {
+        let channel =
+            |number| SrpChannel { number, peer: format!("192.0.2.7:{number}"), reactor: 0 };
+        let session = SrpSession {
+            id: 3,
+            initiator: "0x05".to_owned(),
+            target: "iqn.x:a".to_owned(),
+            age_seconds: 1,
+            channels: vec![channel(0), channel(1)],
+            commands: 2,
+            read_bytes: 512,
+            written_bytes: 0,
+            refused: 0,
+        };
+        let text = who(&[Session::Srp(session)]);
+        let row = "srp3  srp  0x05       iqn.x:a  192.0.2.7:0 192.0.2.7:1  1 s    2";
+        assert!(text.lines().nth(1).unwrap().starts_with(row), "{text}");
     }
 
     #[test]

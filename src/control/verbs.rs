@@ -7,14 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use iscsi::{names::IscsiName, registry::SessionFacts};
+use iscsi::{names::IscsiName, negotiate::Transport, registry::SessionFacts};
 use serde_json::{Value, json};
 use vscsi_target::model::{LogicalUnit, Target, lu::Counters};
 
 use super::{
     api::{
-        ConnectionInfo, LunAdd, LunInfo, LunResize, LunRm, LunStats, ReactorStats, Session,
-        SessionInfo, SessionKick, Stats, Version,
+        ConnectionInfo, LunAdd, LunInfo, LunResize, LunRm, LunStats, Numbers, ReactorStats,
+        Session, SessionInfo, SessionKick, Stats, Version,
     },
     rpc::{Failure, Outcome, parameters, result},
 };
@@ -159,13 +159,19 @@ fn lun_resize(daemon: &Daemon, params: &LunResize) -> Outcome {
 }
 
 fn session_kick(daemon: &Daemon, params: &SessionKick) -> Outcome {
-    if daemon.shared.kick(params.id) {
-        tracing::info!(session = params.id, "session kicked");
+    let (found, name) = match params.transport {
+        Numbers::Iscsi => {
+            let found = u16::try_from(params.id).is_ok_and(|tsih| daemon.shared.kick(tsih));
+            (found, params.id.to_string())
+        }
+        Numbers::Srp => (daemon.over_rdma.kick(params.id), format!("srp{}", params.id)),
+    };
+    if found {
+        tracing::info!(session = name, "session kicked");
         return Ok(json!({}));
     }
-    let report =
-        Report::new(Exit::Failed, "no-session", format!("there is no session {}", params.id))
-            .fix("vscsi session list shows the numbers");
+    let report = Report::new(Exit::Failed, "no-session", format!("there is no session {name}"))
+        .fix("vscsi session list shows the numbers");
     Err(report.into())
 }
 
@@ -200,16 +206,18 @@ fn lun_info(target: &Target, number: u16, lu: &LogicalUnit) -> LunInfo {
 
 fn who(daemon: &Daemon) -> Vec<Session> {
     let controllers = daemon.fronts.iter().map(|front| Session::VhostUser(front.info()));
-    sessions(daemon).into_iter().map(Session::Iscsi).chain(controllers).collect()
+    sessions(daemon).into_iter().chain(controllers).collect()
 }
 
-fn sessions(daemon: &Daemon) -> Vec<SessionInfo> {
-    daemon.shared.sessions().iter().map(|facts| session_info(facts)).collect()
+fn sessions(daemon: &Daemon) -> Vec<Session> {
+    let iscsi = daemon.shared.sessions();
+    let srp = daemon.over_rdma.srp_sessions().into_iter().map(Session::Srp);
+    iscsi.iter().map(|facts| session(facts)).chain(srp).collect()
 }
 
-fn session_info(facts: &SessionFacts) -> SessionInfo {
+fn session(facts: &SessionFacts) -> Session {
     let connections = facts.connections().into_iter();
-    SessionInfo {
+    let info = SessionInfo {
         id: facts.tsih,
         initiator: facts.initiator.to_string(),
         isid: facts.isid.to_string(),
@@ -222,6 +230,10 @@ fn session_info(facts: &SessionFacts) -> SessionInfo {
         read_bytes: facts.counters.read_bytes(),
         written_bytes: facts.counters.written_bytes(),
         rejects: facts.counters.rejects(),
+    };
+    match facts.transport {
+        Transport::Tcp => Session::Iscsi(info),
+        Transport::Rdma => Session::Iser(info),
     }
 }
 
@@ -249,7 +261,7 @@ fn stats(daemon: &Daemon) -> Stats {
         };
         ReactorStats {
             reactor,
-            sessions: sessions.iter().filter(|session| session.reactor == reactor).count(),
+            sessions: sessions.iter().filter(|session| session.runs_on(reactor)).count(),
             reads: cell(|c| c.reads.load(Relaxed)),
             writes: cell(|c| c.writes.load(Relaxed)),
             cpu_milliseconds: thread.cpu().as_millis() as u64,

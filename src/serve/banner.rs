@@ -2,11 +2,15 @@
 
 use std::{fs, io::Write, net::SocketAddr, path::Path};
 
+use iscsi::negotiate::Transport;
 use serde_json::json;
 
-use super::Daemon;
+use super::{Daemon, Portal};
 use crate::{
-    config::{Allow, Config, TargetConfig},
+    config::{
+        Allow, Config, TargetConfig,
+        srp::{PortName, SrpAllow, SrpPort},
+    },
     size,
 };
 
@@ -14,13 +18,13 @@ use crate::{
 pub fn print(
     daemon: &Daemon,
     config: &Config,
-    portals: &[(SocketAddr, u16)],
+    portals: &[Portal],
     control: Option<&Path>,
     demo: bool,
     as_json: bool,
 ) {
     let text = match as_json {
-        true => object(daemon, portals, control),
+        true => object(daemon, config, portals, control),
         false => text(daemon, config, portals, control, demo),
     };
     // Who closed standard output does not want to know.
@@ -29,16 +33,25 @@ pub fn print(
 }
 
 /// One line for the service manager.
-pub fn status(daemon: &Daemon, portals: &[(SocketAddr, u16)]) -> String {
+pub fn status(daemon: &Daemon, portals: &[Portal]) -> String {
     let targets = daemon.exporter.model.targets();
     let luns: usize = targets.iter().map(|target| target.luns().len()).sum();
-    let addresses = portals.iter().map(|(address, _)| address.to_string());
+    let addresses = portals.iter().map(shown);
     let sockets = daemon.fronts.iter().map(|front| front.place());
-    let places: Vec<String> = addresses.chain(sockets).collect();
+    let srp = daemon.over_rdma.listen.iter().map(|address| format!("{address} (SRP)"));
+    let places: Vec<String> = addresses.chain(sockets).chain(srp).collect();
     format!("{luns} LUNs of {} targets on {}", targets.len(), places.join(", "))
 }
 
-fn object(daemon: &Daemon, portals: &[(SocketAddr, u16)], control: Option<&Path>) -> String {
+/// A portal as people read it.
+fn shown(portal: &Portal) -> String {
+    match portal.transport {
+        Transport::Tcp => portal.address.to_string(),
+        Transport::Rdma => format!("{} (iSER)", portal.address),
+    }
+}
+
+fn object(daemon: &Daemon, config: &Config, portals: &[Portal], control: Option<&Path>) -> String {
     let targets: Vec<_> = daemon
         .exporter
         .model
@@ -51,14 +64,32 @@ fn object(daemon: &Daemon, portals: &[(SocketAddr, u16)], control: Option<&Path>
         .collect();
     let portals: Vec<_> = portals
         .iter()
-        .map(|(address, tag)| json!({"address": address.to_string(), "tag": tag}))
+        .map(|portal| {
+            let transport = match portal.transport {
+                Transport::Tcp => "tcp",
+                Transport::Rdma => "iser",
+            };
+            let address = portal.address.to_string();
+            json!({"address": address, "tag": portal.tag, "transport": transport})
+        })
         .collect();
+    let ports = config.srp.ports.iter().map(|port| {
+        let PortName { id_ext, ioc_guid } = port.name;
+        let [id_ext, ioc_guid] = [id_ext, ioc_guid].map(|half| format!("0x{half:016x}"));
+        json!({"target": port.target.as_str(), "id_ext": id_ext, "ioc_guid": ioc_guid})
+    });
+    let listen = daemon.over_rdma.listen.iter().map(|address| address.to_string());
+    let srp = json!({
+        "listen": listen.collect::<Vec<_>>(),
+        "ports": ports.collect::<Vec<_>>(),
+    });
     let controllers: Vec<_> = daemon.fronts.iter().map(|front| front.facts()).collect();
     let object = json!({
         "targets": targets,
         "portals": portals,
         "control": control,
         "vhost_user": controllers,
+        "srp": srp,
     });
     format!("{object}\n")
 }
@@ -66,7 +97,7 @@ fn object(daemon: &Daemon, portals: &[(SocketAddr, u16)], control: Option<&Path>
 fn text(
     daemon: &Daemon,
     config: &Config,
-    portals: &[(SocketAddr, u16)],
+    portals: &[Portal],
     control: Option<&Path>,
     demo: bool,
 ) -> String {
@@ -79,6 +110,9 @@ fn text(
     }
     for target in &config.targets {
         text += &about(daemon, target, portals);
+        if let Some(port) = config.srp.ports.iter().find(|port| port.target == target.name) {
+            text += &log_in(port, &daemon.over_rdma.listen);
+        }
     }
     for (index, front) in daemon.fronts.iter().enumerate() {
         text += &front.about();
@@ -96,13 +130,10 @@ fn text(
     text
 }
 
-fn about(daemon: &Daemon, target: &TargetConfig, portals: &[(SocketAddr, u16)]) -> String {
-    let reached: Vec<SocketAddr> = portals
-        .iter()
-        .filter(|&&(_, tag)| target.is_reached_by(tag))
-        .map(|(address, _)| *address)
-        .collect();
-    let addresses: Vec<String> = reached.iter().map(SocketAddr::to_string).collect();
+fn about(daemon: &Daemon, target: &TargetConfig, portals: &[Portal]) -> String {
+    let reached: Vec<&Portal> =
+        portals.iter().filter(|portal| target.is_reached_by(portal.tag)).collect();
+    let addresses: Vec<String> = reached.iter().copied().map(shown).collect();
     let mut text = match addresses.is_empty() {
         true => format!("\nTarget {}\n", target.name),
         false => format!("\nTarget {} on {}\n", target.name, addresses.join(", ")),
@@ -124,9 +155,11 @@ fn about(daemon: &Daemon, target: &TargetConfig, portals: &[(SocketAddr, u16)]) 
             if lu.config.removable { ", removable" } else { "" },
         );
     }
-    let Some(&first) = reached.first() else { return text };
+    if reached.is_empty() {
+        return text;
+    }
     let who = match &target.allow {
-        Allow::Any if reached.iter().all(|address| address.ip().is_loopback()) => {
+        Allow::Any if reached.iter().all(|portal| portal.address.ip().is_loopback()) => {
             "every initiator of this host".to_owned()
         }
         Allow::Any => "EVERY initiator that reaches this address".to_owned(),
@@ -137,7 +170,17 @@ fn about(daemon: &Daemon, target: &TargetConfig, portals: &[(SocketAddr, u16)]) 
     };
     let chap = if target.chap.is_some() { ", with CHAP" } else { "" };
     text += &format!("  may log in: {who}{chap}\n");
-    text + &paste(target.name.as_str(), first, luns.first().map_or(0, |(number, _)| *number))
+    let first = |transport: Transport| {
+        reached.iter().find(|portal| portal.transport == transport).map(|portal| portal.address)
+    };
+    let (name, lun) = (target.name.as_str(), luns.first().map_or(0, |(number, _)| *number));
+    if let Some(address) = first(Transport::Tcp) {
+        text += &paste(name, address, lun);
+    }
+    if let Some(address) = first(Transport::Rdma) {
+        text += &paste_iser(name, address, lun);
+    }
+    text
 }
 
 /// Lines for the initiators people have.
@@ -150,6 +193,46 @@ fn paste(name: &str, address: SocketAddr, lun: u16) -> String {
          \x20           -drive if=none,id=d0,format=raw,file=iscsi://{portal}/{name}/{lun}\n\
          \x20 libiscsi: iscsi-ls -s iscsi://{portal}\n"
     )
+}
+
+/// Lines for the initiators that speak iSER. Its discovery is over iSER too.
+fn paste_iser(name: &str, address: SocketAddr, lun: u16) -> String {
+    let portal = reachable(address);
+    format!(
+        "\n  iSER, Linux: iscsiadm -m discovery -t sendtargets -p {portal} -I iser\n\
+         \x20              iscsiadm -m node -T {name} -p {portal} -I iser --login\n\
+         \x20 iSER, QEMU:  -device virtio-scsi-pci -device scsi-hd,drive=d0 \\\n\
+         \x20              -drive if=none,id=d0,format=raw,file=iser://{portal}/{name}/{lun}\n"
+    )
+}
+
+/// Who may log in by SRP, and the lines for Linux.
+fn log_in(port: &SrpPort, listen: &[SocketAddr]) -> String {
+    let who = match &port.allow {
+        SrpAllow::Any => "EVERY initiator that reaches this address".to_owned(),
+        SrpAllow::Only(list) if list.is_empty() => "nobody: its allow list is empty".to_owned(),
+        SrpAllow::Only(list) => list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    let PortName { id_ext, ioc_guid } = port.name;
+    let addresses: Vec<String> = listen.iter().map(SocketAddr::to_string).collect();
+    let mut text = format!("\n  SRP on {}, may log in: {who}\n", addresses.join(", "));
+    if let Some(&address) = listen.first() {
+        let dest = destination(address);
+        text += &format!(
+            "  SRP, Linux:  modprobe ib_srp\n\
+             \x20              echo id_ext=0x{id_ext:016x},ioc_guid=0x{ioc_guid:016x},dest={dest} \\\n\
+             \x20                > /sys/class/infiniband_srp/srp-DEVICE-1/add_target\n"
+        );
+    }
+    text
+}
+
+/// An address that the kernel takes, which looks up no names.
+fn destination(address: SocketAddr) -> String {
+    match address.ip().is_unspecified() {
+        true => format!("ADDRESS:{}", address.port()),
+        false => address.to_string(),
+    }
 }
 
 /// Lines for the VMMs people have. `index` makes names that are unique in one VMM.
@@ -206,6 +289,7 @@ const MOST_TO_PASTE: usize = 4;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use iscsi::names::IscsiName;
 
     #[test]
     fn lines_to_paste_name_socket_and_queues() {
@@ -234,6 +318,30 @@ mod tests {
         let text = paste("iqn.2026-11.org.x:t", "[::1]:3261".parse().unwrap(), 3);
         assert!(text.contains("sendtargets -p [::1]:3261\n"), "{text}");
         assert!(text.contains("file=iscsi://[::1]:3261/iqn.2026-11.org.x:t/3\n"), "{text}");
+    }
+
+    #[test]
+    fn lines_of_iser_name_its_interface_and_its_scheme() {
+        let text = paste_iser("iqn.2026-11.org.x:t", "192.0.2.1:3260".parse().unwrap(), 3);
+        assert!(text.contains("sendtargets -p 192.0.2.1:3260 -I iser\n"), "{text}");
+        assert!(text.contains("-p 192.0.2.1:3260 -I iser --login\n"), "{text}");
+        assert!(text.contains("file=iser://192.0.2.1:3260/iqn.2026-11.org.x:t/3\n"), "{text}");
+    }
+
+    #[test]
+    fn the_line_of_srp_is_what_the_kernel_takes() {
+        let port = SrpPort {
+            target: IscsiName::parse("iqn.2026-11.org.x:t").unwrap(),
+            name: PortName { id_ext: 0xA, ioc_guid: 0xB },
+            allow: SrpAllow::Only(Vec::new()),
+        };
+        let text = log_in(&port, &["192.0.2.1:5555".parse().unwrap()]);
+        let line =
+            "echo id_ext=0x000000000000000a,ioc_guid=0x000000000000000b,dest=192.0.2.1:5555 ";
+        assert!(text.contains(line), "{text}");
+        assert!(text.contains("may log in: nobody"), "{text}");
+        let text = log_in(&port, &["[::]:5555".parse().unwrap()]);
+        assert!(text.contains(",dest=ADDRESS:5555 "), "{text}");
     }
 
     #[test]

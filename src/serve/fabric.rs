@@ -16,6 +16,12 @@ pub enum AnyEndpoint {
     Iscsi(endpoint::Endpoint),
     /// A virtqueue of a vhost-user-scsi controller.
     Vhost(queue::Queue),
+    /// iSCSI over RDMA.
+    #[cfg(feature = "rdma")]
+    Iser(iser::endpoint::Endpoint),
+    /// SRP over RDMA.
+    #[cfg(feature = "rdma")]
+    Srp(srpt::endpoint::Endpoint),
 }
 
 /// What makes one.
@@ -25,15 +31,38 @@ pub enum AnySeed {
     Iscsi(endpoint::Seed),
     /// A virtqueue of a vhost-user-scsi controller.
     Vhost(queue::Seed),
+    /// iSCSI over RDMA.
+    #[cfg(feature = "rdma")]
+    Iser(iser::endpoint::Seed),
+    /// SRP over RDMA.
+    #[cfg(feature = "rdma")]
+    Srp(srpt::endpoint::Seed),
 }
 
 /// A message to one.
 #[derive(Debug)]
 pub enum AnyNote {
-    /// iSCSI over TCP.
+    /// iSCSI over TCP or RDMA.
     Iscsi(endpoint::Note),
     /// A virtqueue of a vhost-user-scsi controller.
     Vhost(queue::Note),
+    /// SRP over RDMA.
+    #[cfg(feature = "rdma")]
+    Srp(srpt::endpoint::Note),
+}
+
+/// Calls what has the same name in every fabric.
+macro_rules! each {
+    ($any:expr, $endpoint:ident => $call:expr) => {
+        match $any {
+            Self::Iscsi($endpoint) => $call,
+            Self::Vhost($endpoint) => $call,
+            #[cfg(feature = "rdma")]
+            Self::Iser($endpoint) => $call,
+            #[cfg(feature = "rdma")]
+            Self::Srp($endpoint) => $call,
+        }
+    };
 }
 
 impl Endpoint for AnyEndpoint {
@@ -44,6 +73,10 @@ impl Endpoint for AnyEndpoint {
         match seed {
             AnySeed::Iscsi(seed) => endpoint::Endpoint::open(seed, cx).map(Self::Iscsi),
             AnySeed::Vhost(seed) => queue::Queue::open(seed, cx).map(Self::Vhost),
+            #[cfg(feature = "rdma")]
+            AnySeed::Iser(seed) => iser::endpoint::Endpoint::open(seed, cx).map(Self::Iser),
+            #[cfg(feature = "rdma")]
+            AnySeed::Srp(seed) => srpt::endpoint::Endpoint::open(seed, cx).map(Self::Srp),
         }
     }
 
@@ -51,58 +84,41 @@ impl Endpoint for AnyEndpoint {
         match (self, note) {
             (Self::Iscsi(endpoint), AnyNote::Iscsi(note)) => endpoint.note(note, cx),
             (Self::Vhost(queue), AnyNote::Vhost(note)) => queue.note(note, cx),
+            #[cfg(feature = "rdma")]
+            (Self::Iser(endpoint), AnyNote::Iscsi(note)) => endpoint.note(note, cx),
+            #[cfg(feature = "rdma")]
+            (Self::Srp(endpoint), AnyNote::Srp(note)) => endpoint.note(note, cx),
             // Places name generations, so that a message never reaches another endpoint.
-            (Self::Iscsi(_), AnyNote::Vhost(_)) | (Self::Vhost(_), AnyNote::Iscsi(_)) => {}
+            _ => {}
         }
     }
 
     fn ready(&mut self, source: u32, ready: Ready, cx: &mut Cx<'_>) {
-        match self {
-            Self::Iscsi(endpoint) => endpoint.ready(source, ready, cx),
-            Self::Vhost(queue) => queue.ready(source, ready, cx),
-        }
+        each!(self, endpoint => endpoint.ready(source, ready, cx));
     }
 
     fn completed(&mut self, completion: &mut Completion, cx: &mut Cx<'_>) {
-        match self {
-            Self::Iscsi(endpoint) => endpoint.completed(completion, cx),
-            Self::Vhost(queue) => queue.completed(completion, cx),
-        }
+        each!(self, endpoint => endpoint.completed(completion, cx));
     }
 
     fn expired(&mut self, cx: &mut Cx<'_>) {
-        match self {
-            Self::Iscsi(endpoint) => endpoint.expired(cx),
-            Self::Vhost(queue) => queue.expired(cx),
-        }
+        each!(self, endpoint => endpoint.expired(cx));
     }
 
     fn flush(&mut self, cx: &mut Cx<'_>) {
-        match self {
-            Self::Iscsi(endpoint) => endpoint.flush(cx),
-            Self::Vhost(queue) => queue.flush(cx),
-        }
+        each!(self, endpoint => endpoint.flush(cx));
     }
 
     fn poll(&mut self, cx: &mut Cx<'_>) -> bool {
-        match self {
-            Self::Iscsi(endpoint) => endpoint.poll(cx),
-            Self::Vhost(queue) => queue.poll(cx),
-        }
+        each!(self, endpoint => endpoint.poll(cx))
     }
 
     fn rest(&mut self, cx: &mut Cx<'_>) -> bool {
-        match self {
-            Self::Iscsi(endpoint) => endpoint.rest(cx),
-            Self::Vhost(queue) => queue.rest(cx),
-        }
+        each!(self, endpoint => endpoint.rest(cx))
     }
 
     fn stop(&mut self, cx: &mut Cx<'_>) {
-        match self {
-            Self::Iscsi(endpoint) => endpoint.stop(cx),
-            Self::Vhost(queue) => queue.stop(cx),
-        }
+        each!(self, endpoint => endpoint.stop(cx));
     }
 }
 
@@ -156,6 +172,38 @@ impl controller::Router for Reactors {
     fn note(&self, to: controller::Place, note: queue::Note) {
         if let Some(inbox) = self.inboxes.get(usize::from(to.reactor)) {
             inbox.note(to.endpoint, AnyNote::Vhost(note));
+        }
+    }
+}
+
+#[cfg(feature = "rdma")]
+impl iser::portal::Router for Reactors {
+    fn reactors(&self) -> u16 {
+        self.inboxes.len() as u16
+    }
+
+    fn open(&self, reactor: u16, seed: iser::endpoint::Seed) {
+        if let Some(inbox) = self.inboxes.get(usize::from(reactor)) {
+            inbox.open(AnySeed::Iser(seed));
+        }
+    }
+}
+
+#[cfg(feature = "rdma")]
+impl srpt::shared::Router for Reactors {
+    fn reactors(&self) -> u16 {
+        self.inboxes.len() as u16
+    }
+
+    fn open(&self, reactor: u16, seed: srpt::endpoint::Seed) {
+        if let Some(inbox) = self.inboxes.get(usize::from(reactor)) {
+            inbox.open(AnySeed::Srp(seed));
+        }
+    }
+
+    fn note(&self, to: srpt::registry::Place, note: srpt::endpoint::Note) {
+        if let Some(inbox) = self.inboxes.get(usize::from(to.reactor)) {
+            inbox.note(to.endpoint, AnyNote::Srp(note));
         }
     }
 }

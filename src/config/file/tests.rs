@@ -1,5 +1,8 @@
 use super::*;
-use crate::config::vhost_user::Door;
+use crate::config::{
+    srp::{PortName, SrpAllow},
+    vhost_user::Door,
+};
 use std::collections::BTreeMap;
 
 fn parse_text(text: &str) -> Result<Config, ConfigError> {
@@ -221,6 +224,76 @@ fn two_targets_may_have_a_controller_of_the_same_name() {
             {{"socket": "/b/vm1", "targets": [{{"id": 0, "target": "iqn.2026-11.org.x:b"}}]}}], {TWO}}}"#
     );
     assert_eq!(parse_text(&text).unwrap().vhost_user.len(), 2);
+}
+
+fn srp(srp: &str, targets: &str) -> String {
+    format!("{{\"srp\": {srp},\n{targets}}}")
+}
+
+const LISTEN: &str = r#""listen": ["192.0.2.10:5555"]"#;
+
+#[test]
+fn srp_alone_is_enough_and_names_ports_by_itself() {
+    let ports = r#"[{"allow": ["192.0.2.7", "0x0000000000000000505400fffe123456"]}]"#;
+    let config = parse_text(&srp(&format!("{{{LISTEN}, \"ports\": {ports}}}"), ONE)).unwrap();
+    let [port] = &config.srp.ports[..] else { panic!("{config:?}") };
+    assert_eq!(port.target, config.targets[0].name);
+    assert_eq!(port.name, PortName::of_target(&port.target));
+    assert!(matches!(&port.allow, SrpAllow::Only(list) if list.len() == 2));
+    assert!(config.needs_rdma() && config.portal_groups.is_empty());
+}
+
+#[test]
+fn a_port_of_srp_has_the_name_it_is_given_and_lets_nobody_in_unasked() {
+    let port = r#"{"target": "iqn.2026-11.org.x:b", "id_ext": "0x1", "ioc_guid": "ff"}"#;
+    let config = parse_text(&srp(&format!("{{{LISTEN}, \"ports\": [{port}]}}"), TWO)).unwrap();
+    assert_eq!(config.srp.ports[0].name, PortName { id_ext: 1, ioc_guid: 0xFF });
+    assert_eq!(config.srp.ports[0].allow, SrpAllow::Only(Vec::new()));
+}
+
+#[test]
+fn faults_of_srp_are_named() {
+    let ports = |ports: &str| format!("{{{LISTEN}, \"ports\": [{ports}]}}");
+    let port = |target: &str| {
+        format!(r#"{{"target": "iqn.2026-11.org.x:{target}", "id_ext": "1", "ioc_guid": "1"}}"#)
+    };
+    for (srp, targets, fault) in [
+        (r#"{"listen": [], "ports": [{}]}"#.to_owned(), ONE, "no address (at srp.listen)"),
+        (r#"{"listen": ["192.0.2.1"], "ports": [{}]}"#.to_owned(), ONE, "(at srp.listen[0])"),
+        (ports(""), ONE, "nothing can be reached (at srp.ports)"),
+        (ports("{}"), TWO, "which of 2 targets it belongs to is not said (at srp.ports[0])"),
+        (ports(r#"{"target": "iqn.2026-11.org.x:c"}"#), ONE, "there is no target"),
+        (ports(r#"{"id_ext": "x"}"#), ONE, "(at srp.ports[0].id_ext)"),
+        (ports(r#"{"allow": ["host9"]}"#), ONE, "(at srp.ports[0].allow[0])"),
+        (ports(r#"{"allow": ["::1"], "allow_any": true}"#), ONE, "\"allow\" means nothing"),
+        (ports(&format!("{}, {}", port("a"), port("b"))), TWO, "ioc_guid (at srp.ports[1])"),
+        (ports(&format!("{}, {}", port("b"), port("b"))), TWO, "x:b has two ports"),
+        (ports(r#"{"guid": "1"}"#), ONE, "unknown key \"guid\" in srp.ports[0]"),
+    ] {
+        let error = error(&self::srp(&srp, targets));
+        assert!(error.contains(fault), "{fault}: {error}");
+    }
+}
+
+#[test]
+fn a_portal_group_may_have_addresses_of_both_kinds_or_of_one() {
+    let group = |keys: &str| {
+        parse_text(&format!("{{\"portal_groups\": [{{\"tag\": 1, {keys}}}], {ONE}}}"))
+            .map(|config| config.portal_groups[0].clone())
+    };
+    let both = group(r#""listen": ["192.0.2.1"], "iser": ["192.0.2.1", "[::1]:3261"]"#).unwrap();
+    assert_eq!((both.listen.len(), both.iser.len()), (1, 2));
+    assert_eq!(both.write_address, WriteAddress::Solicited);
+    let strict = group(r#""iser": ["192.0.2.1"], "iser_write_address": "strict""#).unwrap();
+    assert_eq!((strict.listen.len(), strict.write_address), (0, WriteAddress::Whole));
+    for (keys, fault) in [
+        (r#""listen": []"#, "there is no address"),
+        (r#""listen": ["::1"], "iser_write_address": "linux""#, "no address for iSER"),
+        (r#""iser": ["::1"], "iser_write_address": "rfc""#, "unknown variant `rfc`"),
+    ] {
+        let error = Report::from(group(keys).unwrap_err()).to_string();
+        assert!(error.contains(fault), "{error}");
+    }
 }
 
 #[test]
