@@ -259,7 +259,7 @@ impl Class {
             Some(uncut) => uncut,
             None => Uncut::new(size).ok()?,
         };
-        let piece = uncut.cut(size);
+        let piece = uncut.cut();
         self.uncut = Some(uncut).filter(|uncut| !uncut.is_used_up());
         piece
     }
@@ -286,6 +286,7 @@ impl Inner {
     }
 
     /// Gives back to the system what is too much to keep.
+    #[cold]
     fn cool(&self, class: &mut Class, mut piece: Piece) {
         if piece.is_all_that_is_left() {
             return;

@@ -24,6 +24,8 @@ pub(super) const SMALLEST: usize = 2 << 20;
 pub(super) struct Slab {
     /// Domain and key of the first registration, which is nearly always the one asked for.
     first: OnceLock<(u32, u64)>,
+    /// Length of each piece in bytes.
+    piece: usize,
     registrations: Mutex<Vec<Registration>>,
     pages: Pages,
 }
@@ -34,12 +36,12 @@ struct Registration {
     _guard: Guard,
 }
 
-/// Exclusively owned memory in a slab, on page boundaries.
+/// Exclusively owned memory in a slab, on page boundaries. Two words, because tasks that carry one
+/// are moved a lot.
 #[derive(Debug)]
 pub(super) struct Piece {
-    /// `base..base + len` lies in the slab's mapping, and in no other piece.
+    /// The slab's `piece` bytes from here lie in its mapping, and in no other piece.
     base: NonNull<u8>,
-    len: usize,
     slab: Arc<Slab>,
 }
 
@@ -97,21 +99,21 @@ impl Piece {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.slab.piece
     }
 
     pub(super) fn segment(&mut self, len: usize) -> Segment {
-        Segment { base: self.base(), len: len.min(self.len) }
+        Segment { base: self.base(), len: len.min(self.len()) }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
         // SAFETY: in a mapping that `slab` keeps, initialised by the kernel, and this piece's alone.
-        unsafe { std::slice::from_raw_parts(self.base(), self.len) }
+        unsafe { std::slice::from_raw_parts(self.base(), self.len()) }
     }
 
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and `&mut self` is the only way to this part.
-        unsafe { std::slice::from_raw_parts_mut(self.base(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.base(), self.len()) }
     }
 
     /// See [`PoolBuf::dma_key`](super::pool::PoolBuf::dma_key).
@@ -129,7 +131,7 @@ impl Piece {
         let registrations = self.slab.registrations();
         if registrations.is_empty() {
             let offset = self.base() as usize - self.slab.pages.base() as usize;
-            let _ = self.slab.pages.discard(offset, self.len);
+            let _ = self.slab.pages.discard(offset, self.len());
         }
     }
 
@@ -145,18 +147,19 @@ impl Uncut {
         let len = NonZeroUsize::MIN.saturating_add(size.max(SMALLEST) - 1);
         let slab = Slab {
             first: OnceLock::new(),
+            piece: size,
             registrations: Mutex::default(),
             pages: Pages::zeroed(len)?,
         };
         Ok(Self { offset: 0, slab: Arc::new(slab) })
     }
 
-    /// The next piece of `len` bytes, if there is so much left.
-    pub(super) fn cut(&mut self, len: usize) -> Option<Piece> {
-        let end = self.offset.checked_add(len).filter(|end| *end <= self.slab.pages.len())?;
+    /// The next piece, if there is one left.
+    pub(super) fn cut(&mut self) -> Option<Piece> {
+        let end = self.offset.checked_add(self.slab.piece).filter(|end| *end <= self.slab.pages.len())?;
         let base = NonNull::new(self.slab.pages.base().wrapping_add(self.offset))?;
         self.offset = end;
-        Some(Piece { base, len, slab: Arc::clone(&self.slab) })
+        Some(Piece { base, slab: Arc::clone(&self.slab) })
     }
 
     /// Whether nothing is left to cut.
