@@ -30,7 +30,7 @@ PROGRAMS = (
 # Programs that busybox stands in for.
 APPLETS = (
     "awk basename cat chmod cut date dd echo find grep head ln ls mkdir mount poweroff readlink rm sed seq sleep sync "
-    "tail tee test tr truncate umount uname sort expr env true false dmesg uniq wc"
+    "tail tee test timeout tr truncate umount uname sort expr env true false dmesg uniq wc"
 ).split()
 MODULES = (
     "virtio_pci virtio_net virtio_scsi crc32c_generic crc32c_intel sd_mod sg ext4 iscsi_tcp"

@@ -41,7 +41,10 @@ rdma_listens() {
 iscsi_up() {
     modprobe -a iscsi_tcp
     # Requests of 1 MiB go as one command, where the target takes that much.
-    modprobe ib_iser max_sectors=$([ "$KIND" = tgtd ] && echo 1024 || echo 2048)
+    case " $KIND $KINDS " in
+        *" tgtd "*) modprobe ib_iser max_sectors=1024 ;;
+        *) modprobe ib_iser max_sectors=2048 ;;
+    esac
     sed -i 's/^node.session.initial_login_retry_max.*/node.session.initial_login_retry_max = 1/
         s/^node.conn\[0\].timeo.login_timeout.*/node.conn[0].timeo.login_timeout = 10/
         s/^node.conn\[0\].timeo.noop_out_interval.*/node.conn[0].timeo.noop_out_interval = 1/

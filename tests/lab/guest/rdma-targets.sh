@@ -1,11 +1,12 @@
 # The targets that run in a guest: the program under test, and two others in its place. Sourced
 # after rdma-lib.sh. Each has KIND_start, KIND_kill (as a crash) and srp_line_of_KIND; a KIND_chap
-# starts another one that asks for CHAP, on CHAP_PORT.
+# starts another one that asks for CHAP, on CHAP_PORT. The job may set IMAGE_SIZE, and
+# for vscsi CONFIG, or DISK as the command line has it.
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2153
 
 IMAGE=/dev/shm/disk.img
-IMAGE_SIZE=$((128 << 20))
+: "${IMAGE_SIZE:=$((128 << 20))}"
 CHAP_NAME=$NAME-chap
 CHAP_PORT=3270
 USER=guest-user SECRET=guest-secret-1 MUTUAL_USER=target-user MUTUAL_SECRET=target-secret-1
@@ -33,14 +34,22 @@ end_of() {
 
 # ---- vscsi
 
+# With the settings in CONFIG, which have to name the same ports, or as the command line has it.
 vscsi_start() {
+    local disk words
+    read -ra disk <<<"${DISK:-$IMAGE}"
+    words=("${disk[@]}" --name "$NAME" --iscsi "$IP:$TCP_PORT" --iser "$IP:$ISER_PORT"
+        --srp "$IP:$SRP_PORT" --allow-any --srp-allow "${SRP_ALLOW:-$(srp_initiator)}"
+        --control /run/vscsi.sock --state-dir /dev/shm/state)
     image
-    /x/vscsi serve $IMAGE --name $NAME --iscsi "$IP:$TCP_PORT" --iser "$IP:$ISER_PORT" \
-        --srp "$IP:$SRP_PORT" --allow-any --srp-allow "${SRP_ALLOW:-$(srp_initiator)}" \
-        --control /run/vscsi.sock --state-dir /dev/shm/state >/tmp/target.log 2>&1 </dev/null 3>&- &
+    if [ -n "$CONFIG" ]; then
+        echo "$CONFIG" >/run/config.json
+        words=(--config /run/config.json)
+    fi
+    /x/vscsi serve "${words[@]}" >/tmp/target.log 2>&1 </dev/null 3>&- &
     echo $! >/run/target.pid
     within 20 rdma_listens "$ISER_PORT"
-    within 20 rdma_listens "$SRP_PORT"
+    [ -n "$CONFIG" ] || within 20 rdma_listens "$SRP_PORT"
 }
 
 vscsi_kill() { end_of /run/target.pid; }
