@@ -21,12 +21,15 @@ def main():
     parser.add_argument("patterns", nargs="*", metavar="PATTERN",
                         help="run only tests whose name contains it")
     parser.add_argument("--target", choices=sorted(targets.KINDS), default="vscsi")
+    parser.add_argument("--bench", action="store_true",
+                        help="measure, which no test does, with what is in benches/")
     parser.add_argument("--no-skips", action="store_true", help="a skipped test is a failure")
     options = parser.parse_args()
 
     # Ended from outside, a test still stops what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    runner = harness.Runner(targets.KINDS[options.target], options.target)
+    where = ("benches", "bench_") if options.bench else ("scenarios", "test_")
+    runner = harness.Runner(targets.KINDS[options.target], options.target, *where)
     runner.run(options.patterns)
     counts = runner.counts
     print(f"lab: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")

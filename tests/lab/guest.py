@@ -29,8 +29,8 @@ PROGRAMS = (
 ).split()
 # Programs that busybox stands in for.
 APPLETS = (
-    "awk basename cat dd echo grep head ln ls mkdir mount poweroff readlink rm sed seq sleep sync "
-    "tail tee test tr umount uname sort expr env true false dmesg uniq wc"
+    "awk basename cat chmod cut date dd echo find grep head ln ls mkdir mount poweroff readlink rm sed seq sleep sync "
+    "tail tee test timeout tr truncate umount uname sort expr env true false dmesg uniq wc"
 ).split()
 MODULES = (
     "virtio_pci virtio_net virtio_scsi crc32c_generic crc32c_intel sd_mod sg ext4 iscsi_tcp"
@@ -40,6 +40,16 @@ SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
 # A guest that has said nothing by then will not.
 UP_SECONDS = 120
 INITIATOR = "iqn.2026-11.net.example:guest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kit:
+    """What a guest has besides the usual: programs and modules by name, and files: each a path here
+    and one there."""
+
+    programs: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +79,16 @@ def newer_kernel():
     return Kernel(modules.name, _vmlinux(modules / "vmlinuz", modules / "vmlinux"), base)
 
 
+def backported_kernel():
+    """The kernel of bookworm-backports, 6.12."""
+    release = "bookworm"
+    base = backports.unpacked("linux", ["linux-image-amd64"], only="linux-",
+                              suites=(release, f"{release}-updates", f"{release}-backports"))
+    base = base if (base / "lib/modules").exists() else base / "usr"
+    version = next((base / "lib/modules").iterdir()).name
+    return Kernel(version, _vmlinux(base / f"boot/vmlinuz-{version}", base / "boot/vmlinux"), base)
+
+
 def _vmlinux(packed, plain):
     """The kernel uncompressed, which QEMU boots seconds faster; else as it came."""
     if plain.exists():
@@ -84,25 +104,25 @@ def _vmlinux(packed, plain):
     return plain
 
 
-def base_initramfs(kernel):
+def base_initramfs(kernel, kit):
     """The part of the initramfs that only changes with packages: programs and modules."""
-    paths = {name: shutil.which(name, path=SEARCH) for name in PROGRAMS}
+    paths = {name: shutil.which(name, path=SEARCH) for name in (*PROGRAMS, *kit.programs)}
     missing = [name for name, path in paths.items() if path is None]
     check(not missing, f"not installed: {' '.join(missing)}")
     made_by = (_base_tree, _copy, _copy_with_libraries, _copy_modules, _cpio)
-    lists = (PROGRAMS, APPLETS, MODULES, LIBRARIES, kernel.version)
+    lists = (PROGRAMS, APPLETS, MODULES, LIBRARIES, kernel.version, kit)
     made_of = hashlib.sha256(
         "".join([*map(inspect.getsource, made_by), repr(lists)]).encode())
-    for path in paths.values():
+    for path in (*paths.values(), *(here for here, _ in kit.files)):
         made_of.update(pathlib.Path(path).read_bytes())
     archive = CACHE / f"guest-{kernel.version}-{made_of.hexdigest()[:16]}.cpio"
     if not archive.exists():
         with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
-            _write_atomically(archive, _base_tree(pathlib.Path(scratch), kernel, paths))
+            _write_atomically(archive, _base_tree(pathlib.Path(scratch), kernel, kit, paths))
     return archive
 
 
-def _base_tree(root, kernel, programs):
+def _base_tree(root, kernel, kit, programs):
     for folder in ("usr/bin", "usr/sbin", "usr/lib64", "usr/lib", "dev", "proc", "sys", "run",
                    "tmp", "mnt", "root", "etc/iscsi", "var/lib"):
         (root / folder).mkdir(parents=True)
@@ -126,31 +146,33 @@ def _base_tree(root, kernel, programs):
     (root / "etc/group").write_text("root:x:0:\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
     (root / "etc/mtab").symlink_to("/proc/mounts")
-    _copy_modules(root, kernel.base, kernel.version)
+    for here, there in kit.files:
+        _copy_with_libraries(root, here, there)
+    _copy_modules(root, kernel.base, kernel.version, (*MODULES, *kit.modules))
     return _cpio(root)
 
 
-def _copy(root, path):
+def _copy(root, path, place=None):
     """Copies a file to the place it has with /bin, /lib and so on being links into /usr."""
-    place = re.sub(r"^/(bin|sbin|lib|lib64)/", r"/usr/\1/", path)
+    place = re.sub(r"^/(bin|sbin|lib|lib64)/", r"/usr/\1/", place or path)
     target = root / place.lstrip("/")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
 
 
-def _copy_with_libraries(root, path):
-    _copy(root, path)
+def _copy_with_libraries(root, path, place=None):
+    _copy(root, path, place)
     libraries = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
     for library in re.findall(r"(/\S+) \(0x", libraries):
         _copy(root, library)
 
 
-def _copy_modules(root, base, version):
+def _copy_modules(root, base, version, names):
     if not (base / f"lib/modules/{version}/modules.dep").exists():
         subprocess.run(["depmod", "-b", base, version], check=True)
     shown = subprocess.run(
-        ["modprobe", "-a", "-d", base, "-S", version, "--show-depends", *MODULES],
+        ["modprobe", "-a", "-d", base, "-S", version, "--show-depends", *names],
         capture_output=True, text=True, check=False,
     ).stdout
     for path in dict.fromkeys(re.findall(r"^insmod (\S+)", shown, re.MULTILINE)):
@@ -204,15 +226,17 @@ class Guest:
 
     `files` are the files of `guest/` whose steps run, in this order; `arguments` are what QEMU is
     told besides; `machine` are options of the emulated machine; `qemu` starts the command line;
-    `boots` is the kernel, that of this release unless given.
+    `boots` is the kernel, that of this release unless given; `extras` are more programs, each a path
+    here and one there; `name` tells several guests of a test apart.
     """
 
     BOOT_OPTIONS = ""
     CPUS = 2
     MEBIBYTES = 1024
+    KIT = Kit()
 
     def __init__(self, lab, files, variables, requests, arguments=(), *, machine="",
-                 qemu=("qemu-system-x86_64",), env=None, boots=None):
+                 qemu=("qemu-system-x86_64",), env=None, boots=None, extras=(), name=""):
         self._lab = lab
         self._files = files
         self._requests = requests
@@ -223,7 +247,10 @@ class Guest:
         self._running = []
         self._is_up = False
         self._kernel = boots or kernel()
-        self._initramfs = lab.scratch / "initramfs"
+        self._logs = lab.scratch / name
+        self._logs.mkdir(exist_ok=True)
+        self._prefix = f"{name}/" if name else ""
+        self._initramfs = self._logs / "initramfs"
         variables = {**variables, "STEPS": " ".join(files)}
         job = "".join(f"{name}='{value}'\n" for name, value in variables.items())
         with tempfile.TemporaryDirectory() as scratch:
@@ -231,7 +258,10 @@ class Guest:
             (top / "job").write_text(job)
             for name in ("init", "lib.sh", *files):
                 shutil.copy(HERE / name, top / name)
-            self._initramfs.write_bytes(base_initramfs(self._kernel).read_bytes() + _cpio(top))
+            for here, there in extras:
+                _copy_with_libraries(top, str(here), there)
+            base = base_initramfs(self._kernel, self.KIT).read_bytes()
+            self._initramfs.write_bytes(base + _cpio(top))
 
     def run(self, seconds):
         """Boots, serves the guest's requests, reports its steps, and returns when it is off."""
@@ -255,7 +285,7 @@ class Guest:
 
     def start(self, *more):
         """Starts a machine, which takes the guest's serial line over."""
-        console = self._lab.scratch / f"console-{len(self._running)}.log"
+        console = self._logs / f"console-{len(self._running)}.log"
         command = [
             *self._qemu, "-machine", self._machine, "-accel", "tcg,thread=multi",
             "-cpu", "max", "-smp", self.CPUS, "-m", self.MEBIBYTES, "-nodefaults",
@@ -265,7 +295,7 @@ class Guest:
             + self.BOOT_OPTIONS,
             *self._arguments, *more,
         ]
-        with open(self._lab.scratch / "qemu.log", "ab") as log:
+        with open(self._logs / "qemu.log", "ab") as log:
             machine = subprocess.Popen(
                 [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=log, env={**os.environ, **self._env}, text=True, errors="replace")
@@ -282,7 +312,7 @@ class Guest:
                 name, _, verdict = rest.partition(" ")
                 outcome, _, reason = verdict.partition(" ")
                 steps.append(name)
-                self._lab.step(name, outcome, reason)
+                self._lab.step(self._prefix + name, outcome, reason)
             elif word == "HOST":
                 answer = self._answer(rest.split())
                 self._running[-1].stdin.write(answer + "\n")
@@ -307,6 +337,6 @@ class Guest:
             return f"fail {str(error).splitlines()[0]}"
 
     def _tail(self):
-        logs = [*sorted(self._lab.scratch.glob("console-*.log")), self._lab.scratch / "qemu.log"]
+        logs = [*sorted(self._logs.glob("console-*.log")), self._logs / "qemu.log"]
         return [line for log in logs if log.exists()
                 for line in log.read_text(errors="replace").splitlines()[-30:]]

@@ -26,7 +26,7 @@ CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser(
 
 # Tests that run at a time beside the others.
 BESIDE_JOBS = 2
-SCENARIOS = pathlib.Path(__file__).resolve().parent / "scenarios"
+LAB = pathlib.Path(__file__).resolve().parent
 
 
 class Skip(Exception):
@@ -160,9 +160,11 @@ class Runner:
 
     MARKS = {"ok": "passed", "FAIL": "failed", "SKIP": "skipped"}
 
-    def __init__(self, make_target, target_kind):
+    def __init__(self, make_target, target_kind, folder="scenarios", prefix="test_"):
         self._make_target = make_target
         self._target_kind = target_kind
+        self._folder = folder
+        self._prefix = prefix
         self.counts = {"passed": 0, "failed": 0, "skipped": 0}
         self._open = set()
         self._lock = threading.Lock()
@@ -200,15 +202,14 @@ class Runner:
                 return
             self._run_one(name, function)
 
-    @staticmethod
-    def _tests(patterns):
-        for scenario in sorted(path.stem for path in SCENARIOS.glob("*.py")):
-            module = importlib.import_module(f"scenarios.{scenario}")
+    def _tests(self, patterns):
+        for scenario in sorted(path.stem for path in (LAB / self._folder).glob("*.py")):
+            module = importlib.import_module(f"{self._folder}.{scenario}")
             for function in list(vars(module).values()):
                 name = getattr(function, "__name__", "")
-                if not name.startswith("test_") or function.__module__ != module.__name__:
+                if not name.startswith(self._prefix) or function.__module__ != module.__name__:
                     continue
-                full = f"{scenario}::{name.removeprefix('test_')}"
+                full = f"{scenario}::{name.removeprefix(self._prefix)}"
                 if not patterns or any(pattern in full for pattern in patterns):
                     yield full, function, getattr(module, "BESIDE", False)
 

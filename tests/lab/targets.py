@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 
-from harness import CHECKOUT, check, free_port
+from harness import CHECKOUT, Skip, check, free_port
 
 NAME = "iqn.2026-11.net.example:lab"
 HERTZ = os.sysconf("SC_CLK_TCK")
@@ -296,4 +296,14 @@ class Tgtd(Process):
         return super().stop(signal.SIGKILL)
 
 
-KINDS = {"vscsi": Vscsi, "tgtd": Tgtd}
+class Lio(Process):
+    """The kernel's own target, which stands in where target and initiator are in a guest."""
+
+    kind = "lio"
+
+    def __init__(self, lab, luns, **options):
+        super().__init__(lab, luns, **options)
+        raise Skip("LIO runs in a guest only")
+
+
+KINDS = {"vscsi": Vscsi, "tgtd": Tgtd, "lio": Lio}

@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 
 # step NAME FUNCTION: runs FUNCTION in a subshell and tells the host how it ended. Exit code 77 is a
-# skip; the last line of output is the reason of a skip or failure.
+# skip; the last line of output is the reason of a skip or failure. It returns the exit code.
 step() {
     local name=$1 code began=$SECONDS
     echo "=== $name"
@@ -15,6 +15,7 @@ step() {
         77) echo "STEP $name SKIP $(tail -n 1 /tmp/step.log)" >&3 ;;
         *) echo "STEP $name FAIL exit $code: $(tail -n 4 /tmp/step.log | tr '\n' '|')" >&3 ;;
     esac
+    return $code
 }
 
 # note TEXT: what the host prints with the step when it ends well, a measured figure for one.

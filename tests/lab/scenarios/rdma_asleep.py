@@ -1,0 +1,51 @@
+"""RDMA tests that spend their time asleep (`guest/rdma-*.sh`)."""
+
+import json
+import re
+
+from cunit import judge, parse_cunit
+from harness import Skip, check, check_equal
+from rdma_guest import TARGET, RdmaGuest
+from targets import NAME
+
+BESIDE = True
+
+
+def test_refused_logins(lab):
+    """1,000 logins over SRP that are refused: nothing is left of them in the target."""
+    lab.requires_program("qemu-system-x86_64", "fio", "busybox", "rdma")
+    if lab.target_kind == "tgtd":
+        raise Skip("tgtd does not speak SRP")
+    RdmaGuest(lab, ["rdma-refused.sh"]).run(seconds=900)
+
+
+def test_libiscsi(lab):
+    """iscsi-test-cu over iser://, the same tests as over TCP on a thin LUN.
+
+    Over iSER the suite does not survive its own disconnections, so each test has a process.
+    """
+    lab.requires_program("iscsi-test-cu", "qemu-system-x86_64", "busybox", "rdma")
+    names = re.findall(r"^ALL\.(\w+\.\S+)$", lab.run("iscsi-test-cu", "--list").stdout, re.MULTILINE)
+    calls = [f"ALL.{name}" for name in names]
+    # The settings of the `libiscsi` scenario.
+    config = {
+        "state_dir": "/dev/shm/state",
+        "portal_groups": [{"tag": 1, "listen": [], "iser": [f"{TARGET}:3260"]}],
+        "iscsi": {"ping_after": 90},
+        "targets": [{"name": NAME, "allow_any": True, "luns": [{
+            "file": "/dev/shm/disk.img", "physical_block_size": 512, "erase_rate": "12M"}]}],
+    }
+    RdmaGuest(lab, ["rdma-test-cu.sh"], {
+        "TESTS": " ".join(calls), "IMAGE_SIZE": 100 << 20, "CONFIG": json.dumps(config),
+    }).run(seconds=1200)
+
+    console = (lab.scratch / "console-0.log").read_text(errors="replace").replace("\r", "")
+    outcomes, called = {}, []
+    for part in re.split(r"^TESTS ", console, flags=re.MULTILINE)[1:]:
+        tests, _, output = part.partition("\n")
+        called.append(tests)
+        outcomes |= parse_cunit(output, may_end_early=True)
+    check_equal(called, calls, "calls of iscsi-test-cu")
+    check_equal(sorted(set(names) - outcomes.keys()), [], "tests that did not run")
+    check(len(outcomes) > 200, f"only {len(outcomes)} tests ran")
+    judge(lab, "iser", outcomes)
