@@ -152,6 +152,13 @@ impl Iser {
         }
     }
 
+    /// A session whose unit attention was taken, so that its commands are carried out.
+    fn ready(&self) -> Result<Conn, String> {
+        let mut conn = self.login()?;
+        send(&mut conn, &[&PLAIN, &command(0, 0x80, 0, [0; 16])])?;
+        receive(&mut conn).map(|_| conn)
+    }
+
     /// Full service: a login and TEST UNIT READY.
     fn serves(&self) -> Result<(), String> {
         let mut conn = self.login()?;
@@ -220,24 +227,24 @@ impl Iser {
         write[0] = 0x2A;
         check(
             "iser-read-to-nowhere",
-            self.login().and_then(|mut conn| {
+            self.ready().and_then(|mut conn| {
                 let header = iser_header(0x14, (0, 0), (0xDEAD_BEEF, 0x1000));
-                send(&mut conn, &[&header, &command(0, 0xC0, 4096, read)])?;
+                send(&mut conn, &[&header, &command(1, 0xC0, 4096, read)])?;
                 closed(&mut conn)
             }),
         );
         check(
             "iser-write-from-nowhere",
-            self.login().and_then(|mut conn| {
+            self.ready().and_then(|mut conn| {
                 let header = iser_header(0x18, (0xDEAD_BEEF, 0x1000), (0, 0));
-                send(&mut conn, &[&header, &command(0, 0xA0, 4096, write)])?;
+                send(&mut conn, &[&header, &command(1, 0xA0, 4096, write)])?;
                 closed(&mut conn)
             }),
         );
         check(
             "iser-data-without-a-place",
-            self.login().and_then(|mut conn| {
-                send(&mut conn, &[&PLAIN, &command(0, 0xA0, 4096, write)])?;
+            self.ready().and_then(|mut conn| {
+                send(&mut conn, &[&PLAIN, &command(1, 0xA0, 4096, write)])?;
                 closed(&mut conn)
             }),
         );

@@ -50,10 +50,12 @@ class RdmaGuest(guest.Guest):
 
     MEBIBYTES = 1536
 
-    def __init__(self, lab, files, variables=None, requests=None, *, kinds=None, **options):
+    def __init__(self, lab, files, variables=None, requests=None, *, kinds=None, programs=(),
+                 **options):
         kinds = kinds or (lab.target_kind,)
         self.KIT = kit(kinds)
         extras = [(Vscsi.binary, "/x/vscsi")] if "vscsi" in kinds else []
+        extras += programs
         super().__init__(lab, ["rdma-lib.sh", "rdma-targets.sh", *files],
                          {"KIND": kinds[0], **(variables or {})}, requests or {},
                          extras=extras, **options)
