@@ -314,7 +314,31 @@ impl Drop for Device {
         // domain goes, then what kept the context open.
         unsafe {
             (self.table.ibv_dealloc_pd)(self.domain_handle);
+            close_in_the_kernel(self.context);
             (self.table.rdma_destroy_id)(self.anchor);
+        }
+    }
+}
+
+/// Closes the device to the kernel, though rdma-core keeps its context.
+///
+/// A device is dropped only when the system has removed it. rdma-core closes the context when it
+/// sees that another device is there, but not while there is none; and for drivers that cannot take
+/// the device away from a process (soft-RoCE) the kernel waits for that with the removal, for ever.
+/// So the descriptors become those of a file that answers nothing, and rdma-core closes them in its
+/// own time.
+///
+/// # Safety
+/// The context is open, and nothing of it is used any more.
+unsafe fn close_in_the_kernel(context: *mut ibv_context) {
+    // SAFETY: plain system calls on descriptors that the context owns, whose numbers stay its own.
+    unsafe {
+        let nothing = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        if nothing >= 0 {
+            for fd in [(*context).async_fd, (*context).cmd_fd] {
+                libc::dup3(nothing, fd, libc::O_CLOEXEC);
+            }
+            libc::close(nothing);
         }
     }
 }
