@@ -13,7 +13,6 @@ use std::{
 
 use iscsi::{
     chap::{Algorithm, Algorithms},
-    names::IscsiName,
     negotiate::DigestPolicy,
 };
 use serde::Deserialize;
@@ -23,6 +22,7 @@ use super::{
     Allow, ChapConfig, Config, IO_TIMEOUT, ISCSI_PORT, IscsiConfig, Place, PortalGroup, Redirect,
     TargetConfig, WriteAddress,
     locate::{line_of, path_at},
+    srp::nexus_name,
 };
 use crate::{
     disk::{Defaults, Disk, MAX_LUN, MAX_PHYSICAL, Source},
@@ -520,15 +520,16 @@ impl RawLun {
     }
 }
 
-/// Names of iSCSI initiators and of vhost-user controllers, as nexuses carry them.
+/// Names of initiators of iSCSI and SRP and of vhost-user controllers, as nexuses carry them.
 fn visible_to(names: Vec<String>, place: &str, fronts: &[Front]) -> Result<Vec<String>, Fault> {
     let known = |name: &str| fronts.iter().any(|front| front.name.as_str() == name);
     let names = names.into_iter().enumerate().map(|(index, name)| {
         if known(&name) {
             return Ok(name);
         }
-        IscsiName::parse(&name).map(|name| name.to_string()).map_err(|error| {
-            let fix = "name an iSCSI initiator, or a controller of \"vhost_user\"";
+        nexus_name(&name).map_err(|error| {
+            let fix = "name an iSCSI initiator, an SRP initiator by its whole port identifier, or a \
+                       controller of \"vhost_user\"";
             Fault::new(format!("{place}.visible_to[{index}]"), error, fix)
         })
     });

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use iscsi::names::IscsiName;
+use iscsi::names::{IscsiName, NameError};
 use thiserror::Error;
 use vscsi_target::model::Identity;
 
@@ -97,6 +97,17 @@ impl SrpInitiator {
     }
 }
 
+/// The name that the nexuses of an initiator have, of iSCSI or of SRP: what `visible_to` compares.
+///
+/// # Errors
+/// It is neither an iSCSI name nor an initiator port identifier of SRP.
+pub fn nexus_name(text: &str) -> Result<String, NameError> {
+    match SrpInitiator::parse(text) {
+        Ok(port @ SrpInitiator::Port(_)) => Ok(port.to_string()),
+        _ => IscsiName::parse(text).map(|name| name.to_string()),
+    }
+}
+
 impl fmt::Display for SrpInitiator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -176,6 +187,16 @@ mod tests {
         for text in ["0x0000000000000000505400fffe123456", "0x505400fffe123456", "2001:db8::1"] {
             assert_eq!(SrpInitiator::parse(text).unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn names_of_nexuses_are_those_of_iscsi_and_port_identifiers() {
+        let name = |text| nexus_name(text).unwrap();
+        let port = "0x0123456789abcdeffe80000000000001";
+        assert_eq!(name("0123456789ABCDEFFE80000000000001"), port);
+        assert_eq!(name("iqn.2026-11.org.X:i"), "iqn.2026-11.org.x:i");
+        assert!(nexus_name("0x505400fffe123456").is_err(), "it may be the GUID of several");
+        assert!(nexus_name("192.0.2.7").is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use iscsi::{names::IscsiName, negotiate::Transport, registry::SessionFacts};
+use iscsi::{negotiate::Transport, registry::SessionFacts};
 use serde_json::{Value, json};
 use vscsi_target::model::{LogicalUnit, Target, lu::Counters};
 
@@ -19,6 +19,7 @@ use super::{
     rpc::{Failure, Outcome, parameters, result},
 };
 use crate::{
+    config::srp::nexus_name,
     disk::{Disk, Source},
     report::{Exit, Report},
     serve::{Daemon, request_stop},
@@ -58,12 +59,9 @@ fn lun_add(daemon: &Daemon, params: LunAdd) -> Outcome {
     if matches!(source, Source::Ram(0) | Source::Null(0)) {
         return Err(Failure::Parameters(size::SizeError::Zero.to_string()));
     }
-    let visible_to = params.visible_to.map(|names| {
-        names
-            .iter()
-            .map(|name| IscsiName::parse(name).map(|name| name.to_string()))
-            .collect::<Result<Vec<_>, _>>()
-    });
+    let visible_to = params
+        .visible_to
+        .map(|names| names.iter().map(|name| nexus_name(name)).collect::<Result<Vec<_>, _>>());
     let disk = Disk {
         source,
         number: params.lun,
