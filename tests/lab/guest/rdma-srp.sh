@@ -124,6 +124,7 @@ device_removal() {
         echo "the kernel's target has its name from the device"
         return 77
     fi
+    srp_login
     disk=$(srp_disk)
     verify_on "$disk" --bs=16k --iodepth=16 --size=16M --time_based --runtime=30 \
         --verify_backlog=64 &
