@@ -33,6 +33,9 @@ pub struct Config {
     pub vhost_user: Vec<Controller>,
     /// SRP over RDMA.
     pub srp: SrpConfig,
+    /// Receive buffers that the RDMA connections of a reactor share; `None` for some of their own for
+    /// each.
+    pub shared_receives: Option<u32>,
     /// How discovery sessions authenticate.
     pub discovery_chap: Option<ChapConfig>,
     /// Seconds that a backend may take for a command; 0 for ever.

@@ -229,7 +229,7 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     for (bound, inbox) in bound.into_iter().zip(inboxes.iter().cycle()) {
         inbox.open(AnySeed::Iscsi(bound.seed(Arc::clone(&shared))));
     }
-    let over_rdma = opened.serve(&config.srp, &exporter.model, &shared, &router, &inboxes);
+    let over_rdma = opened.serve(&config, &exporter.model, &shared, &router, &inboxes);
     portals.extend(&over_rdma.portals);
     let (handles, threads): (Vec<_>, Vec<_>) = threads.into_iter().unzip();
     let (fronts, sockets) = vhost_user::serve(devices, request_stop)

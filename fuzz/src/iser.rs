@@ -248,6 +248,7 @@ impl Running {
             link: Link {
                 request: Arc::clone(&wire),
                 strict: kind & 2 != 0,
+                shared_receives: None,
                 window: self.shared.limits.window,
                 wanted: self.shared.preferences.rdma,
             },

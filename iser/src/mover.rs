@@ -41,6 +41,8 @@ pub struct Link<R> {
     pub request: R,
     /// By what is not declared, the memory of a write covers all of it.
     pub strict: bool,
+    /// Receive buffers that the connections of a reactor share.
+    pub shared_receives: Option<u32>,
     /// Commands in progress in a session.
     pub window: u32,
     /// What will be negotiated.
@@ -86,7 +88,7 @@ impl<V: Verbs> Iser<V> {
             send_slots: u16::try_from(messages).unwrap_or(u16::MAX),
             send_size: (HEADER_LEN + BHS_LEN) as u32 + SEGMENT_MAX,
             vector: reactor.into(),
-            shared_receives: None,
+            shared_receives: link.shared_receives,
         }
     }
 

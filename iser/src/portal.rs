@@ -19,6 +19,8 @@ pub struct IserOptions {
     /// initiator declares otherwise. Linux does not declare, and lets it cover what is not sent with
     /// the command.
     pub strict: bool,
+    /// Receive buffers that the connections of a reactor share, instead of some for each.
+    pub shared_receives: Option<u32>,
 }
 
 /// How listeners reach the reactors. Notes go by [`iscsi::shared::Router`].
@@ -138,6 +140,7 @@ impl Listener {
         let link = Link {
             request,
             strict: self.options.strict,
+            shared_receives: self.options.shared_receives,
             window: shared.limits.window,
             wanted: shared.preferences.rdma,
         };

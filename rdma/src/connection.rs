@@ -268,7 +268,9 @@ impl<O: Registered> Connection<O> {
         // SAFETY: an open context.
         let vectors = unsafe { (*context).num_comp_vectors }.max(1).cast_unsigned();
         let vector = (setup.vector % vectors).cast_signed();
-        let entries = (depth + setup.receives).cast_signed();
+        // With shared buffers a peer can send as much as there are.
+        let most_received = setup.receives.max(setup.shared_receives.unwrap_or(0));
+        let entries = (depth + most_received).cast_signed();
         // SAFETY: an open context and channel.
         pair.queue = unsafe {
             (table.ibv_create_cq)(context, entries, std::ptr::null_mut(), pair.completions, vector)

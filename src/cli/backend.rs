@@ -108,6 +108,7 @@ impl BackendArgs {
             vhost_user: vec![controller],
             srp: SrpConfig::default(),
             discovery_chap: None,
+            shared_receives: None,
             io_timeout: self.io_timeout,
             iscsi: IscsiConfig::default(),
             targets: vec![target],

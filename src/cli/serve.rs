@@ -307,6 +307,7 @@ impl ServeArgs {
             vhost_user,
             srp,
             discovery_chap: self.discovery_chap_file.as_ref().map(chap),
+            shared_receives: None,
             io_timeout: IO_TIMEOUT,
             iscsi: IscsiConfig::default(),
             targets: vec![target],

@@ -175,6 +175,7 @@ struct RawConfig {
     #[serde(default)]
     vhost_user: Vec<RawController>,
     srp: Option<RawSrp>,
+    rdma: Option<RawRdma>,
     discovery: Option<RawDiscovery>,
     io_timeout: Option<Whole<0, 86_400>>,
     iscsi: Option<RawIscsi>,
@@ -211,6 +212,12 @@ struct RawRedirect {
 #[serde(deny_unknown_fields)]
 struct RawDiscovery {
     chap: Option<RawChap>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRdma {
+    shared_receives: Option<Whole<256, 65536>>,
 }
 
 #[derive(Deserialize)]
@@ -362,6 +369,10 @@ impl RawConfig {
             vhost_user: vhost_user::join(fronts, &targets)?,
             srp: self.srp.map(|srp| srp.check(&targets)).transpose()?.unwrap_or_default(),
             discovery_chap: discovery_chap.map(|chap| chap.check("discovery.chap")).transpose()?,
+            shared_receives: self
+                .rdma
+                .and_then(|rdma| rdma.shared_receives)
+                .map(|count| count.0 as u32),
             io_timeout: self.io_timeout.map_or(IO_TIMEOUT, |seconds| seconds.0 as u32),
             iscsi: self.iscsi.map_or_else(|| Ok(IscsiConfig::default()), RawIscsi::check)?,
             targets,

@@ -10,10 +10,7 @@ use super::{
     Portal, StartError,
     fabric::{AnyEndpoint, Reactors},
 };
-use crate::{
-    config::{Config, srp::SrpConfig},
-    control::api::SrpSession,
-};
+use crate::{config::Config, control::api::SrpSession};
 
 /// No addresses.
 #[derive(Debug)]
@@ -29,7 +26,7 @@ impl Opened {
     /// Serves nothing.
     pub fn serve(
         self,
-        _config: &SrpConfig,
+        _config: &Config,
         _model: &Arc<Model>,
         _shared: &Arc<Shared>,
         _router: &Arc<Reactors>,

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::{
         Config, WriteAddress,
-        srp::{SrpAllow, SrpConfig, SrpInitiator},
+        srp::{SrpAllow, SrpInitiator},
     },
     control::api::{SrpChannel, SrpSession},
     report::{Exit, Report},
@@ -36,7 +36,10 @@ pub struct Opened {
 pub fn open(config: &Config) -> Result<Opened, StartError> {
     let mut opened = Opened { iser: Vec::new(), srp: Vec::new() };
     for group in &config.portal_groups {
-        let options = IserOptions { strict: group.write_address == WriteAddress::Whole };
+        let options = IserOptions {
+            strict: group.write_address == WriteAddress::Whole,
+            shared_receives: config.shared_receives,
+        };
         for &address in &group.iser {
             opened.iser.push(iser::portal::Bound::new(address, group.tag, options)?);
         }
@@ -61,7 +64,7 @@ impl Opened {
     /// Accepts from now on; the reactors run.
     pub fn serve(
         self,
-        config: &SrpConfig,
+        config: &Config,
         model: &Arc<Model>,
         shared: &Arc<Shared>,
         router: &Arc<Reactors>,
@@ -78,9 +81,13 @@ impl Opened {
         let srp = srpt::shared::Shared::new(
             Arc::clone(model),
             Arc::clone(router) as _,
-            Limits { stop: super::GRACE, ..Limits::default() },
+            Limits {
+                stop: super::GRACE,
+                shared_receives: config.shared_receives,
+                ..Limits::default()
+            },
         );
-        for port in &config.ports {
+        for port in &config.srp.ports {
             let id = TargetPortId { id_ext: port.name.id_ext, ioc_guid: port.name.ioc_guid };
             srp.set_access(port.target.as_str(), Access { allow: allow(&port.allow), port: id });
         }

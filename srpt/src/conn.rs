@@ -108,7 +108,7 @@ impl Conn<RdmaLink> {
             send_slots: u16::try_from(limit + 2).unwrap_or(u16::MAX),
             send_size: agreed.max_target_iu,
             vector: cx.reactor.into(),
-            shared_receives: None,
+            shared_receives: shared.limits.shared_receives,
         };
         let answer = acceptance(&agreed, &login, member.result);
         let mut conn = Self::new(shared, member, agreed, cx);

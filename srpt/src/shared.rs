@@ -72,6 +72,8 @@ pub const PROTOCOL: u8 = 4;
 pub struct Limits {
     /// Requests that an initiator may have in progress on a channel: its request limit, at least 2.
     pub credit: u32,
+    /// Receive buffers that the channels of a reactor share, instead of some for each.
+    pub shared_receives: Option<u32>,
     /// The most segments of a command's data.
     pub descriptors: u32,
     /// The most immediate data of a command, in bytes; `None` refuses it.
@@ -94,6 +96,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             credit: LoginParameters::SRP.request_limit,
+            shared_receives: None,
             descriptors: LoginParameters::SRP.max_descriptors,
             immediate: LoginParameters::SRP.max_immediate,
             channels_per_nexus: 64,

@@ -233,6 +233,16 @@ fn srp(srp: &str, targets: &str) -> String {
 const LISTEN: &str = r#""listen": ["192.0.2.10:5555"]"#;
 
 #[test]
+fn shared_receive_buffers_are_counted_within_bounds() {
+    let with = |count: &str| {
+        let rdma = format!(r#""rdma": {{"shared_receives": {count}}}, {ONE}"#);
+        parse_text(&srp(&format!("{{{LISTEN}}}"), &rdma))
+    };
+    assert_eq!(with("4096").unwrap().shared_receives, Some(4096));
+    assert!(with("255").is_err() && with("65537").is_err() && with("\"all\"").is_err());
+}
+
+#[test]
 fn srp_alone_is_enough_and_names_ports_by_itself() {
     let ports = r#"[{"allow": ["192.0.2.7", "0x0000000000000000505400fffe123456"]}]"#;
     let config = parse_text(&srp(&format!("{{{LISTEN}, \"ports\": {ports}}}"), ONE)).unwrap();

@@ -122,6 +122,7 @@ impl Target {
         let link = Link {
             request: Arc::clone(&wire),
             strict,
+            shared_receives: None,
             window: self.shared.limits.window,
             wanted: self.shared.preferences.rdma,
         };
