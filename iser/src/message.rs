@@ -98,6 +98,11 @@ impl Message {
         }
         let start = HEADER_LEN + frame.data_start();
         let data = start..start + frame.data;
+        // libiscsi 1.19 announces immediate data and leaves it in the memory it advertises, from the
+        // first byte on.
+        let left_behind =
+            bytes.len() == start && tags.write.is_some() && opcode(header) == Opcode::ScsiCommand;
+        let data = if left_behind { start..start } else { data };
         let expected = data.end + frame.pad;
         if !(data.end..=expected).contains(&bytes.len()) {
             return Err(Malformed::Length { len: bytes.len(), expected });
@@ -141,13 +146,26 @@ mod tests {
         for len in 81..=84 {
             assert!(Message::parse(&bytes[..len], 8192).is_ok(), "{len}");
         }
-        for len in 76..81 {
+        for len in 77..81 {
             let expected = Malformed::Length { len, expected: 84 };
             assert_eq!(Message::parse(&bytes[..len], 8192), Err(expected));
         }
         for len in 0..76 {
             assert_eq!(Message::parse(&bytes[..len], 8192), Err(Malformed::TooShort(len)));
         }
+    }
+
+    #[test]
+    fn immediate_data_that_stays_in_advertised_memory_is_none() {
+        let mut bytes = write();
+        let Ok(Message::Pdu(pdu)) = Message::parse(&bytes[..76], 8192) else { panic!() };
+        assert_eq!(pdu.data, 76..76);
+        let expected = Err(Malformed::Length { len: 76, expected: 84 });
+        // Without memory it would be nowhere, and only commands have any.
+        bytes[0] = 0x10;
+        assert_eq!(Message::parse(&bytes[..76], 8192), expected);
+        (bytes[0], bytes[HEADER_LEN]) = (0x18, 0x00);
+        assert_eq!(Message::parse(&bytes[..76], 8192), expected);
     }
 
     #[test]

@@ -117,6 +117,9 @@ const PLAIN: [u8; 28] = {
     header
 };
 
+/// Number of the first command of an attack.
+const FIRST: u32 = 2;
+
 impl Iser {
     fn open(&self) -> Result<Conn, String> {
         connect(self.address, &[0xC0, 0, 0, 0]).map(|(conn, _)| conn).map_err(|e| e.to_string())
@@ -140,29 +143,28 @@ impl Iser {
         (header, data)
     }
 
-    /// A session in full feature phase.
+    /// A session in full feature phase whose unit attentions are taken, so that the next command does
+    /// what it says.
     fn login(&self) -> Result<Conn, String> {
         let mut conn = self.open()?;
         let (header, data) = self.login_request();
         send(&mut conn, &[&PLAIN, &header, &data])?;
         let answer = receive(&mut conn)?;
         match (answer.get(28), answer.get(29), answer.get(64)) {
-            (Some(0x23), Some(0x87), Some(0)) => Ok(conn),
-            other => Err(format!("login answered {other:?}")),
+            (Some(0x23), Some(0x87), Some(0)) => {}
+            other => return Err(format!("login answered {other:?}")),
         }
-    }
-
-    /// A session whose unit attention was taken, so that its commands are carried out.
-    fn ready(&self) -> Result<Conn, String> {
-        let mut conn = self.login()?;
-        send(&mut conn, &[&PLAIN, &command(0, 0x80, 0, [0; 16])])?;
-        receive(&mut conn).map(|_| conn)
+        for sn in 0..FIRST {
+            send(&mut conn, &[&PLAIN, &command(sn, 0x80, 0, [0; 16])])?;
+            receive(&mut conn)?;
+        }
+        Ok(conn)
     }
 
     /// Full service: a login and TEST UNIT READY.
     fn serves(&self) -> Result<(), String> {
         let mut conn = self.login()?;
-        for sn in 0..3 {
+        for sn in FIRST..FIRST + 3 {
             send(&mut conn, &[&PLAIN, &command(sn, 0x80, 0, [0; 16])])?;
             let answer = receive(&mut conn)?;
             if answer.get(28) != Some(&0x21) {
@@ -227,31 +229,31 @@ impl Iser {
         write[0] = 0x2A;
         check(
             "iser-read-to-nowhere",
-            self.ready().and_then(|mut conn| {
+            self.login().and_then(|mut conn| {
                 let header = iser_header(0x14, (0, 0), (0xDEAD_BEEF, 0x1000));
-                send(&mut conn, &[&header, &command(1, 0xC0, 4096, read)])?;
+                send(&mut conn, &[&header, &command(FIRST, 0xC0, 4096, read)])?;
                 closed(&mut conn)
             }),
         );
         check(
             "iser-write-from-nowhere",
-            self.ready().and_then(|mut conn| {
+            self.login().and_then(|mut conn| {
                 let header = iser_header(0x18, (0xDEAD_BEEF, 0x1000), (0, 0));
-                send(&mut conn, &[&header, &command(1, 0xA0, 4096, write)])?;
+                send(&mut conn, &[&header, &command(FIRST, 0xA0, 4096, write)])?;
                 closed(&mut conn)
             }),
         );
         check(
             "iser-data-without-a-place",
-            self.ready().and_then(|mut conn| {
-                send(&mut conn, &[&PLAIN, &command(1, 0xA0, 4096, write)])?;
+            self.login().and_then(|mut conn| {
+                send(&mut conn, &[&PLAIN, &command(FIRST, 0xA0, 4096, write)])?;
                 closed(&mut conn)
             }),
         );
         check(
             "iser-beyond-the-window",
             self.login().and_then(|mut conn| {
-                for sn in 0..280 {
+                for sn in FIRST..FIRST + 280 {
                     send(&mut conn, &[&PLAIN, &command(sn, 0x80, 0, [0; 16])])?;
                 }
                 // Whatever happens to this connection, it ends when we do.

@@ -94,6 +94,21 @@ fn write_is_fetched_behind_its_immediate_data() {
 }
 
 #[test]
+fn write_whose_announced_immediate_data_stays_in_memory_is_fetched_whole() {
+    let target = target();
+    let mut initiator = target.linux();
+    let data = pattern(4096);
+    initiator.wire.register(9, 0x3000, data.clone());
+    let mut command = initiator.command(&write_10(0, 8), true, 4096);
+    command.data_len = 4096;
+    let mut bytes = message(source(9, 0x3000), Request::ScsiCommand(command), &data);
+    bytes.truncate(bytes.len() - data.len());
+    initiator.wire.send(bytes);
+    assert_eq!(initiator.response().0.status.0, 0);
+    assert_eq!(initiator.read(0, 8), data);
+}
+
+#[test]
 fn write_that_is_all_immediate_needs_no_memory() {
     let target = target();
     let mut initiator = target.linux();
