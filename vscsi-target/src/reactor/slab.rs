@@ -156,7 +156,8 @@ impl Uncut {
 
     /// The next piece, if there is one left.
     pub(super) fn cut(&mut self) -> Option<Piece> {
-        let end = self.offset.checked_add(self.slab.piece).filter(|end| *end <= self.slab.pages.len())?;
+        let end =
+            self.offset.checked_add(self.slab.piece).filter(|end| *end <= self.slab.pages.len())?;
         let base = NonNull::new(self.slab.pages.base().wrapping_add(self.offset))?;
         self.offset = end;
         Some(Piece { base, slab: Arc::clone(&self.slab) })
