@@ -320,7 +320,7 @@ impl<L: Link> Conn<L> {
                 self.close(cx);
             }
             Next::Violated(violation) => {
-                tracing::warn!(peer = %self.facts.peer, "SRP channel closed: {violation}");
+                self.shared.log_violation(&violation, self.facts.peer);
                 self.log_out(violation.reason(), Duration::ZERO, cx);
             }
         }

@@ -8,7 +8,7 @@ use crate::{
     registry::{Most, Place, Registry, SessionFacts},
 };
 use libsrp::{
-    channel::LoginParameters,
+    channel::{LoginParameters, Violation},
     login::{LoginReq, PortId},
 };
 use std::{
@@ -250,6 +250,13 @@ impl Shared {
     pub(crate) fn released(&self, session: &Arc<SessionFacts>) {
         for place in self.registry.release(session) {
             self.router.note(place, Note::Released);
+        }
+    }
+
+    /// One log line a channel that cannot go on, but not more than a few a second.
+    pub(crate) fn log_violation(&self, violation: &Violation, peer: SocketAddr) {
+        if let Some(suppressed) = lock(&self.log).spend() {
+            tracing::warn!(%peer, suppressed, "SRP channel is closed: {violation}");
         }
     }
 

@@ -121,6 +121,11 @@ impl<L: Link> Conn<L> {
 
     /// The connection is lost.
     pub(super) fn lost(&mut self, why: &str, cx: &mut Cx<'_>) {
+        // What is incomplete then fails, of course.
+        let why = match self.phase {
+            Phase::LoggingOut { .. } | Phase::Disconnecting { .. } => "closed by this side",
+            _ => why,
+        };
         if self.link.is_some() {
             tracing::info!(
                 session = self.session.id, channel = self.facts.number, peer = %self.facts.peer,
