@@ -236,7 +236,8 @@ const LISTEN: &str = r#""listen": ["192.0.2.10:5555"]"#;
 fn shared_receive_buffers_are_counted_within_bounds() {
     let with = |count: &str| {
         let rdma = format!(r#""rdma": {{"shared_receives": {count}}}, {ONE}"#);
-        parse_text(&srp(&format!("{{{LISTEN}}}"), &rdma))
+        let ports = r#"[{"allow_any": true}]"#;
+        parse_text(&srp(&format!("{{{LISTEN}, \"ports\": {ports}}}"), &rdma))
     };
     assert_eq!(with("4096").unwrap().shared_receives, Some(4096));
     assert!(with("255").is_err() && with("65537").is_err() && with("\"all\"").is_err());
