@@ -252,6 +252,7 @@ fn abort_of_a_command_whose_table_is_being_read_waits_for_it() {
     cable.send(&[command(1, &cdb(0x28, 0, 1), data)]);
     cable.wait("a read", |wire| wire.posted_reads == 1);
     cable.send(&[function(9, FunctionCode::AbortTask, 1)]);
+    cable.wait("the abort", |wire| wire.cancels == 1);
     thread::sleep(Duration::from_millis(50));
     assert!(cable.lock().sent.is_empty());
     cable.change(|wire| wire.holds_reads = false);
@@ -266,6 +267,7 @@ fn unit_reset_on_one_channel_ends_commands_of_the_other() {
     second.send(&[write(1, 0, 0x1000)]);
     second.wait("a read", |wire| wire.posted_reads == 1);
     first.send(&[function(9, FunctionCode::LogicalUnitReset, 0xFF)]);
+    second.wait("the abort", |wire| wire.cancels == 1);
     thread::sleep(Duration::from_millis(50));
     assert!(first.lock().sent.is_empty());
     second.change(|wire| wire.holds_reads = false);
@@ -302,7 +304,7 @@ fn abort_task_finds_a_command_of_another_channel() {
     let (first, second) = (rig.channel(), rig.another());
     second.lock().holds_posting = true;
     second.send(&[write(1, 0, 0x1000)]);
-    thread::sleep(Duration::from_millis(50));
+    second.wait("a read", |wire| wire.asked_reads == 1);
     first.send(&[function(9, FunctionCode::AbortTask, 1)]);
     assert_eq!(rsp(&first), done(9, 1));
     assert_eq!(second.message()[0], 0x81);
@@ -338,8 +340,10 @@ fn nexus_lives_as_long_as_one_of_its_channels() {
 fn later_login_ends_every_channel_before_it() {
     let mut rig = Rig::new();
     let cables = [rig.channel(), rig.another(), rig.another()];
-    cables[2].send(&[test_unit_ready(1)]);
-    assert_eq!(rsp(&cables[2]), good(1));
+    for cable in &cables {
+        cable.send(&[test_unit_ready(1)]);
+        assert_eq!(rsp(cable), good(1));
+    }
     let crate::registry::Claimed::Waits(places) = rig.log_in_again() else { panic!() };
     assert_eq!(places.len(), 3);
     for place in places {

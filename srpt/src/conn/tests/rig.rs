@@ -53,7 +53,10 @@ pub struct Wire {
     pub holds_posting: bool,
     /// RDMA Reads that were posted do not end.
     pub holds_reads: bool,
+    pub asked_reads: usize,
     pub posted_reads: usize,
+    /// Times that a read was taken back, or would have been.
+    pub cancels: usize,
     /// Times that work was posted.
     pub doorbells: usize,
     pub disconnected: bool,
@@ -242,10 +245,14 @@ impl Link for Fake {
 
     fn read(&mut self, memory: Bytes, len: usize, remote: &[Remote], cookie: u64) -> Option<Bytes> {
         self.reads.push_back(Read { memory, len, remote: remote.to_vec(), cookie });
+        self.cable.lock().asked_reads += 1;
+        self.cable.wire.1.notify_all();
         None
     }
 
     fn cancel(&mut self, cookie: u64) -> Option<Bytes> {
+        self.cable.lock().cancels += 1;
+        self.cable.wire.1.notify_all();
         let at = self.reads.iter().position(|read| read.cookie == cookie)?;
         self.reads.remove(at).map(|read| read.memory)
     }
