@@ -138,9 +138,11 @@ srp_options() {
 # srp_login [OPTIONS]: logs in with these of add_target, each after a comma. Twice as much goes as
 # one command as does otherwise.
 srp_login() {
-    echo "$(srp_line),max_sect=2048$1" >$SRP_HCA/add_target || return
+    # A target that was just let go is known for a moment longer.
+    within 20 srp_add "$1"
     within 20 srp_disk
 }
+srp_add() { echo "$(srp_line),max_sect=2048$1" >$SRP_HCA/add_target; }
 
 # The folder of the host that has logged in, in /sys.
 srp_host() {
