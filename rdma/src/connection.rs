@@ -285,7 +285,8 @@ impl<O: Registered> Connection<O> {
         };
         pair.has_queue_pair = true;
         let mut connection = Self {
-            send: SendQueue::new(depth, pair.reads, setup.send_slots),
+            // As many again wait in the device's queue, which starts them by itself.
+            send: SendQueue::new(depth, pair.reads.saturating_mul(2), setup.send_slots),
             pair,
             receives,
             slots,
