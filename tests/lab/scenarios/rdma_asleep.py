@@ -1,4 +1,4 @@
-"""RDMA tests that spend their time asleep (`guest/rdma-*.sh`)."""
+"""RDMA tests that take minutes, much of which they sleep (`guest/rdma-*.sh`)."""
 
 import json
 import re
@@ -16,7 +16,7 @@ def test_refused_logins(lab):
     lab.requires_program("qemu-system-x86_64", "fio", "busybox", "rdma")
     if lab.target_kind == "tgtd":
         raise Skip("tgtd does not speak SRP")
-    RdmaGuest(lab, ["rdma-refused.sh"]).run(seconds=900)
+    RdmaGuest(lab, ["rdma-refused.sh"]).run(seconds=1200)
 
 
 def test_libiscsi(lab):
@@ -38,7 +38,7 @@ def test_libiscsi(lab):
     }
     RdmaGuest(lab, ["rdma-test-cu.sh"], {
         "TESTS": " ".join(calls), "IMAGE_SIZE": 100 << 20, "CONFIG": json.dumps(config),
-    }).run(seconds=1200)
+    }).run(seconds=2400)
 
     console = (lab.scratch / "console-0.log").read_text(errors="replace").replace("\r", "")
     outcomes, called = {}, []
