@@ -10,11 +10,11 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::SystemTime,
 };
-use vscsi_target::reactor::EndpointId;
+use vscsi_target::{reactor::EndpointId, traffic::Traffic};
 
 /// Where an endpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +43,7 @@ pub struct SessionFacts {
     /// When its login ended.
     pub since: SystemTime,
     /// What it did so far.
-    pub counters: Counters,
+    pub counters: Traffic,
     place: Mutex<Place>,
     closing: AtomicBool,
     connections: Mutex<Vec<Connection>>,
@@ -56,58 +56,6 @@ pub struct Connection {
     pub cid: u16,
     /// The peer's address.
     pub peer: String,
-}
-
-/// Counters of a session. Only its reactor changes them.
-#[derive(Debug, Default)]
-pub struct Counters {
-    commands: AtomicU64,
-    read_bytes: AtomicU64,
-    written_bytes: AtomicU64,
-    rejects: AtomicU64,
-}
-
-impl Counters {
-    /// SCSI commands taken.
-    pub fn commands(&self) -> u64 {
-        self.commands.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of Data-In.
-    pub fn read_bytes(&self) -> u64 {
-        self.read_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of Data-Out.
-    pub fn written_bytes(&self) -> u64 {
-        self.written_bytes.load(Ordering::Relaxed)
-    }
-
-    /// PDUs rejected.
-    pub fn rejects(&self) -> u64 {
-        self.rejects.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn count_command(&self) {
-        add(&self.commands, 1);
-    }
-
-    pub(crate) fn count_read(&self, bytes: u64) {
-        add(&self.read_bytes, bytes);
-    }
-
-    pub(crate) fn count_written(&self, bytes: u64) {
-        add(&self.written_bytes, bytes);
-    }
-
-    pub(crate) fn count_reject(&self) {
-        add(&self.rejects, 1);
-    }
-}
-
-/// One writer: a load and a store are enough.
-fn add(counter: &AtomicU64, count: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
 }
 
 impl SessionFacts {
@@ -245,7 +193,7 @@ impl Registry {
             portal_group_tag: claim.portal_group_tag,
             transport: claim.transport,
             since: SystemTime::now(),
-            counters: Counters::default(),
+            counters: Traffic::default(),
             place: Mutex::new(claim.place),
             closing: AtomicBool::new(false),
             connections: Mutex::default(),

@@ -22,7 +22,7 @@ use crate::{
     login,
     negotiate::{Parameters, SessionType},
     pdu::Numbers,
-    registry::{Counters, Place, SessionFacts},
+    registry::{Place, SessionFacts},
     shared::Shared,
 };
 use early::Early;
@@ -33,6 +33,7 @@ use vscsi_target::{
     engine::{Completion, Owner},
     model::NexusView,
     reactor::{Cx, Ready},
+    traffic::Traffic,
 };
 use window::Window;
 
@@ -282,7 +283,7 @@ impl<M: Datamover> Session<M> {
         Place { reactor: cx.reactor, endpoint: cx.me }
     }
 
-    fn counters(&self) -> &Counters {
+    fn counters(&self) -> &Traffic {
         &self.facts.counters
     }
 

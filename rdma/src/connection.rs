@@ -1,23 +1,25 @@
 //! A reliable connection: one queue pair with a completion queue of its own.
 #![allow(unsafe_code)] // Verbs, called with handles and lists that this value owns.
 
+mod pair;
+
 use std::{ffi::CStr, fmt, mem, os::fd::RawFd, sync::Arc};
 
 use rdma_sys::{
-    ibv_comp_channel, ibv_cq, ibv_poll_cq, ibv_post_send, ibv_qp_cap, ibv_qp_init_attr,
-    ibv_qp_type, ibv_req_notify_cq, ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status,
-    ibv_wr_opcode, rdma_cm_event_type, rdma_conn_param, rdma_t,
+    ibv_poll_cq, ibv_post_send, ibv_req_notify_cq, ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wc,
+    ibv_wc_status, ibv_wr_opcode, rdma_cm_event_type, rdma_t,
 };
 
 use crate::{
     device::Device,
     error::{RdmaError, TooLong, WorkError},
-    listener::{Channel, Id, Request, set_nonblocking},
+    listener::{Channel, Request},
     memory::{Registered, Remote},
     queue::{Freed, Kind, SendFlags, SendQueue, Slots, Work},
     receive::{Buffer, RECEIVE, Receives, Region, Ring, SharedRing},
     table::{Table, table},
 };
+use pair::Pair;
 
 /// What a connection is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,9 +97,6 @@ pub struct Counters {
 /// Numbers of completions taken at a time.
 const BATCH: usize = 32;
 
-/// The most inline data asked for, in bytes.
-const INLINE: u32 = 256;
-
 /// A connection. `O` is what owns memory that data goes from or to.
 ///
 /// Fields are dropped in order: the queue pair first, which ends all use of memory.
@@ -106,7 +105,6 @@ pub struct Connection<O: Registered> {
     send: SendQueue<O>,
     receives: Receives,
     slots: SendSlots,
-    inline: u32,
     broken: Option<WorkError>,
     /// Taken from the completion queue while it was armed.
     early: Vec<ibv_wc>,
@@ -115,39 +113,6 @@ pub struct Connection<O: Registered> {
     chain: Vec<Work>,
     works: Vec<ibv_send_wr>,
     gather: Vec<ibv_sge>,
-}
-
-/// Handles, in the order in which they go.
-struct Pair {
-    table: &'static Table,
-    queue: *mut ibv_cq,
-    completions: *mut ibv_comp_channel,
-    id: Id,
-    device: Arc<Device>,
-    has_queue_pair: bool,
-    connected: bool,
-    reads: u8,
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        // SAFETY: all are open and used by nobody else. Completion events were acknowledged when
-        // they were taken. The id goes after that.
-        unsafe {
-            if self.connected {
-                (self.table.rdma_disconnect)(self.id.raw);
-            }
-            if self.has_queue_pair {
-                (self.table.rdma_destroy_qp)(self.id.raw);
-            }
-            if !self.queue.is_null() {
-                (self.table.ibv_destroy_cq)(self.queue);
-            }
-            if !self.completions.is_null() {
-                (self.table.ibv_destroy_comp_channel)(self.completions);
-            }
-        }
-    }
 }
 
 /// Registered memory for messages.
@@ -217,80 +182,17 @@ impl<O: Registered> Connection<O> {
         setup: &Setup,
         (table, channel, receives, slots): (&'static Table, Arc<Channel>, Receives, SendSlots),
     ) -> Result<Self, (RdmaError, Request)> {
-        let reads = request.reads_allowed.min(reads_of(&device)).max(1);
         if let Err(error) = request.id.migrate(channel) {
             return Err((error, request));
         }
-        // The rest of the request is not needed: only its id can be lost from here on.
-        let id = request.id;
-        let context = device.context();
-        let most = u32::try_from(device.attributes().max_qp_wr).unwrap_or(0);
-        let depth = setup.sends.min(most).max(2);
-        let mut pair = Pair {
-            table,
-            queue: std::ptr::null_mut(),
-            completions: std::ptr::null_mut(),
-            id,
-            device,
-            has_queue_pair: false,
-            connected: false,
-            reads,
-        };
-        let listener = request.listener;
-        let back = |pair: Pair, error: RdmaError| {
-            let mut pair = mem::ManuallyDrop::new(pair);
-            // SAFETY: what `drop` would free but for the id, which goes back into a request; each
-            // field is moved out or freed once.
-            let id = unsafe {
-                if !pair.queue.is_null() {
-                    (table.ibv_destroy_cq)(pair.queue);
-                }
-                if !pair.completions.is_null() {
-                    (table.ibv_destroy_comp_channel)(pair.completions);
-                }
-                let id = std::ptr::read(&raw const pair.id);
-                std::ptr::drop_in_place(&raw mut pair.device);
-                id
-            };
-            (error, Request::of(id, Arc::clone(&listener)))
-        };
-        // SAFETY: an open context.
-        pair.completions = unsafe { (table.ibv_create_comp_channel)(context) };
-        if pair.completions.is_null() {
-            let error = RdmaError::last("making a completion channel");
-            return Err(back(pair, error));
-        }
-        // SAFETY: a channel just made.
-        if let Err(reason) = set_nonblocking(unsafe { (*pair.completions).fd }) {
-            let what = "preparing completion events";
-            return Err(back(pair, RdmaError::Call { what, reason }));
-        }
-        // SAFETY: an open context.
-        let vectors = unsafe { (*context).num_comp_vectors }.max(1).cast_unsigned();
-        let vector = (setup.vector % vectors).cast_signed();
-        // With shared buffers a peer can send as much as there are.
-        let most_received = setup.receives.max(setup.shared_receives.unwrap_or(0));
-        let entries = (depth + most_received).cast_signed();
-        // SAFETY: an open context and channel.
-        pair.queue = unsafe {
-            (table.ibv_create_cq)(context, entries, std::ptr::null_mut(), pair.completions, vector)
-        };
-        if pair.queue.is_null() {
-            let error = RdmaError::last("making a completion queue");
-            return Err(back(pair, error));
-        }
-        let inline = match create_pair(&pair, depth, setup.receives, &receives) {
-            Ok(inline) => inline,
-            Err(error) => return Err(back(pair, error)),
-        };
-        pair.has_queue_pair = true;
+        let depth = pair::depth(&device, setup);
+        let pair = Pair::new(table, request, device, setup, &receives)?;
         let mut connection = Self {
-            // As many again wait in the device's queue, which starts them by itself.
+            // As many reads again wait in the device's queue, which starts them by itself.
             send: SendQueue::new(depth, pair.reads.saturating_mul(2), setup.send_slots),
             pair,
             receives,
             slots,
-            inline,
             broken: None,
             early: Vec::new(),
             counters: Counters::default(),
@@ -308,46 +210,12 @@ impl<O: Registered> Connection<O> {
     /// # Errors
     /// The peer has gone, or the connection manager refuses.
     pub fn accept(&mut self, private: &[u8]) -> Result<(), RdmaError> {
-        let pair = &mut self.pair;
-        let mut parameters = rdma_conn_param {
-            private_data: private.as_ptr().cast(),
-            private_data_len: private.len().min(MOST_ACCEPT) as u8,
-            responder_resources: 0,
-            initiator_depth: pair.reads,
-            flow_control: 1,
-            retry_count: 7,
-            rnr_retry_count: 7,
-            srq: u8::from(matches!(self.receives, Receives::Shared(_))),
-            qp_num: 0,
-        };
-        // SAFETY: an id with a queue pair; the parameters outlive the call.
-        if unsafe { (pair.table.rdma_accept)(pair.id.raw, &raw mut parameters) } != 0 {
-            return Err(RdmaError::last("accepting a connection"));
-        }
-        pair.connected = true;
-        Ok(())
+        self.pair.accept(private, matches!(self.receives, Receives::Shared(_)))
     }
 
     /// Asks the peer of an id whose route is known.
     pub(crate) fn connect(&mut self, private: &[u8]) -> Result<(), RdmaError> {
-        let pair = &mut self.pair;
-        let mut parameters = rdma_conn_param {
-            private_data: private.as_ptr().cast(),
-            private_data_len: private.len().min(MOST_ASK) as u8,
-            responder_resources: 4,
-            initiator_depth: 0,
-            flow_control: 1,
-            retry_count: 7,
-            rnr_retry_count: 6,
-            srq: 0,
-            qp_num: 0,
-        };
-        // SAFETY: an id with a queue pair; the parameters outlive the call.
-        if unsafe { (pair.table.rdma_connect)(pair.id.raw, &raw mut parameters) } != 0 {
-            return Err(RdmaError::last("asking for a connection"));
-        }
-        pair.connected = true;
-        Ok(())
+        self.pair.connect(private)
     }
 
     pub(crate) fn channel(&self) -> &Arc<Channel> {
@@ -356,10 +224,7 @@ impl<O: Registered> Connection<O> {
 
     /// Turns the peer away, with private data of at most 148 bytes.
     pub fn reject(self, private: &[u8]) {
-        let len = private.len().min(148) as u8;
-        let pair = &self.pair;
-        // SAFETY: an id that was not accepted; the data outlives the call.
-        unsafe { (pair.table.rdma_reject)(pair.id.raw, private.as_ptr().cast(), len) };
+        self.pair.reject(private);
     }
 
     /// The device it goes by.
@@ -380,8 +245,7 @@ impl<O: Registered> Connection<O> {
     /// Readable when something has come after [`Connection::arm`]: call [`Connection::notified`],
     /// then [`Connection::poll`].
     pub fn completion_fd(&self) -> RawFd {
-        // SAFETY: a channel that is open as long as the pair.
-        unsafe { (*self.pair.completions).fd }
+        self.pair.completions.fd()
     }
 
     /// The next event of the connection manager; `None` when there is none now.
@@ -403,30 +267,17 @@ impl<O: Registered> Connection<O> {
 
     /// Takes the events that made [`Connection::completion_fd`] readable.
     pub fn notified(&mut self) {
-        let pair = &self.pair;
-        loop {
-            let (mut queue, mut context) = (std::ptr::null_mut(), std::ptr::null_mut());
-            // SAFETY: an open nonblocking channel, places for the answer; what was taken is
-            // acknowledged at once.
-            unsafe {
-                let taken = (pair.table.ibv_get_cq_event)(
-                    pair.completions,
-                    &raw mut queue,
-                    &raw mut context,
-                );
-                if taken != 0 {
-                    return;
-                }
-                (pair.table.ibv_ack_cq_events)(queue, 1);
-            }
-        }
+        self.pair.completions.take_events();
     }
 
     /// Asks for an event at the next completion. True if something came meanwhile, which
     /// [`Connection::poll`] gives.
     pub fn arm(&mut self) -> bool {
+        if self.broken.is_some() {
+            return false;
+        }
         // SAFETY: an open queue.
-        if self.broken.is_some() || unsafe { ibv_req_notify_cq(self.pair.queue, 0) } != 0 {
+        if unsafe { ibv_req_notify_cq(self.pair.completions.queue, 0) } != 0 {
             return false;
         }
         // What came before the queue was armed raises no event.
@@ -464,7 +315,8 @@ impl<O: Registered> Connection<O> {
     fn take(&mut self, into: &mut [mem::MaybeUninit<ibv_wc>]) -> usize {
         let most = into.len() as i32;
         // SAFETY: an open queue, and room for `most` completions.
-        let count = unsafe { ibv_poll_cq(self.pair.queue, most, into.as_mut_ptr().cast()) };
+        let count =
+            unsafe { ibv_poll_cq(self.pair.completions.queue, most, into.as_mut_ptr().cast()) };
         usize::try_from(count).unwrap_or(0).min(into.len())
     }
 
@@ -600,7 +452,7 @@ impl<O: Registered> Connection<O> {
         let mut bad = std::ptr::null_mut();
         // SAFETY: an open queue pair; the lists outlive the call, and what they point to is kept by
         // `send` until a completion frees it or the queue pair is gone.
-        let posted = unsafe { ibv_post_send((*self.pair.id.raw).qp, first, &raw mut bad) };
+        let posted = unsafe { ibv_post_send(self.pair.raw(), first, &raw mut bad) };
         if posted != 0 {
             let error = WorkError { status: -posted.abs() };
             self.broken = Some(error);
@@ -632,7 +484,7 @@ impl<O: Registered> Connection<O> {
                 if how.solicited {
                     flags |= ibv_send_flags::IBV_SEND_SOLICITED.0;
                 }
-                if work.len <= self.inline {
+                if work.len <= self.pair.inline {
                     flags |= ibv_send_flags::IBV_SEND_INLINE.0;
                 }
             }
@@ -651,8 +503,7 @@ impl<O: Registered> Connection<O> {
 
     fn post_receives(&mut self) {
         // SAFETY: an id with an open queue pair.
-        let posted =
-            unsafe { self.receives.post((*self.pair.id.raw).qp, &mut self.counters.receives) };
+        let posted = unsafe { self.receives.post(self.pair.raw(), &mut self.counters.receives) };
         if let Err(error) = posted {
             self.broken.get_or_insert(error);
         }
@@ -671,10 +522,7 @@ impl<O: Registered> Connection<O> {
     /// Disconnects: what is posted and incomplete is lost. The peer hears of it; dropping the
     /// connection does the same.
     pub fn disconnect(&mut self) {
-        if mem::take(&mut self.pair.connected) {
-            // SAFETY: an id that was accepted.
-            unsafe { (self.pair.table.rdma_disconnect)(self.pair.id.raw) };
-        }
+        self.pair.disconnect();
     }
 
     /// How much it did.
@@ -691,45 +539,6 @@ impl<O: Registered> fmt::Debug for Connection<O> {
             .field("queued", &self.queued())
             .finish_non_exhaustive()
     }
-}
-
-/// Makes the queue pair; gives how much inline data it takes.
-fn create_pair(pair: &Pair, sends: u32, receives: u32, from: &Receives) -> Result<u32, RdmaError> {
-    let shared = match from {
-        Receives::Own(_) => std::ptr::null_mut(),
-        Receives::Shared(ring) => ring.borrow().queue(),
-    };
-    // Some devices take less inline data than others, and say so by refusing.
-    for inline in [INLINE, 64, 0] {
-        let mut attributes = ibv_qp_init_attr {
-            qp_context: std::ptr::null_mut(),
-            send_cq: pair.queue,
-            recv_cq: pair.queue,
-            srq: shared,
-            cap: ibv_qp_cap {
-                max_send_wr: sends,
-                max_recv_wr: if shared.is_null() { receives } else { 0 },
-                max_send_sge: 1,
-                max_recv_sge: 1,
-                max_inline_data: inline,
-            },
-            qp_type: ibv_qp_type::IBV_QPT_RC,
-            sq_sig_all: 0,
-        };
-        // SAFETY: an id of the device that the domain and the queue belong to.
-        let made = unsafe {
-            (pair.table.rdma_create_qp)(pair.id.raw, pair.device.handle(), &raw mut attributes)
-        };
-        if made == 0 {
-            return Ok(attributes.cap.max_inline_data.min(INLINE));
-        }
-    }
-    Err(RdmaError::last("making a queue pair"))
-}
-
-/// RDMA Reads that a device starts at a time.
-fn reads_of(device: &Device) -> u8 {
-    u8::try_from(device.attributes().max_qp_init_rd_atom.max(0)).unwrap_or(u8::MAX)
 }
 
 fn event_of(kind: rdma_cm_event_type::Type, status: i32) -> Option<Event> {
@@ -759,8 +568,3 @@ pub(crate) fn status_text(status: u32) -> String {
     let text = unsafe { CStr::from_ptr((table.ibv_wc_status_str)(status)) };
     text.to_string_lossy().into_owned()
 }
-
-/// Private data of a connect request over InfiniBand, by the connection manager.
-const MOST_ASK: usize = 56;
-/// Private data of an acceptance over InfiniBand.
-const MOST_ACCEPT: usize = 196;

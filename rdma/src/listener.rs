@@ -357,7 +357,7 @@ impl fmt::Debug for Request {
 }
 
 /// Private data of a rejection over InfiniBand.
-const MOST_REJECT: usize = 148;
+pub(crate) const MOST_REJECT: usize = 148;
 
 /// A socket address as C has it.
 pub(crate) fn to_storage(address: SocketAddr) -> libc::sockaddr_storage {

@@ -227,7 +227,7 @@ fn session(facts: &SessionFacts) -> Session {
         commands: facts.counters.commands(),
         read_bytes: facts.counters.read_bytes(),
         written_bytes: facts.counters.written_bytes(),
-        rejects: facts.counters.rejects(),
+        rejects: facts.counters.rejected(),
     };
     match facts.transport {
         Transport::Tcp => Session::Iscsi(info),

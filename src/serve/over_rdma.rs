@@ -10,7 +10,7 @@ use srpt::{
     registry::SessionFacts,
     shared::{Access, Allow, Limits},
 };
-use vscsi_target::{model::Model, reactor::Inbox};
+use vscsi_target::{model::Model, reactor::Inbox, traffic::Traffic};
 
 use super::{
     Portal, StartError,
@@ -148,7 +148,7 @@ fn allow(allow: &SrpAllow) -> Allow {
 
 fn session(facts: &SessionFacts) -> SrpSession {
     let channels = facts.channels();
-    let sum = |counter: fn(&srpt::registry::Counters) -> u64| {
+    let sum = |counter: fn(&Traffic) -> u64| {
         channels.iter().map(|channel| counter(&channel.counters)).sum()
     };
     SrpSession {
@@ -159,7 +159,7 @@ fn session(facts: &SessionFacts) -> SrpSession {
         commands: sum(|counters| counters.commands()),
         read_bytes: sum(|counters| counters.read_bytes()),
         written_bytes: sum(|counters| counters.written_bytes()),
-        refused: sum(|counters| counters.refused()),
+        refused: sum(|counters| counters.rejected()),
         channels: channels
             .iter()
             .map(|channel| SrpChannel {

@@ -327,7 +327,7 @@ impl<L: Link> Conn<L> {
     }
 
     fn refuse(&mut self, refused: Refused) {
-        self.facts.counters.count_refused();
+        self.facts.counters.count_rejected();
         let unit = self.channel.refuse(refused, &mut self.out);
         self.send(unit);
     }

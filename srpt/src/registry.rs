@@ -12,11 +12,11 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::SystemTime,
 };
-use vscsi_target::{model::Nexus, reactor::EndpointId};
+use vscsi_target::{model::Nexus, reactor::EndpointId, traffic::Traffic};
 
 /// Where an endpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,59 +77,7 @@ pub struct ChannelFacts {
     /// The peer.
     pub peer: SocketAddr,
     /// What it did so far.
-    pub counters: Counters,
-}
-
-/// Counters of a channel. Only its reactor changes them.
-#[derive(Debug, Default)]
-pub struct Counters {
-    commands: AtomicU64,
-    read_bytes: AtomicU64,
-    written_bytes: AtomicU64,
-    refused: AtomicU64,
-}
-
-impl Counters {
-    /// SCSI commands taken.
-    pub fn commands(&self) -> u64 {
-        self.commands.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of Data-In.
-    pub fn read_bytes(&self) -> u64 {
-        self.read_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of Data-Out.
-    pub fn written_bytes(&self) -> u64 {
-        self.written_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Commands refused for their descriptors.
-    pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn count_command(&self) {
-        add(&self.commands, 1);
-    }
-
-    pub(crate) fn count_read(&self, bytes: u64) {
-        add(&self.read_bytes, bytes);
-    }
-
-    pub(crate) fn count_written(&self, bytes: u64) {
-        add(&self.written_bytes, bytes);
-    }
-
-    pub(crate) fn count_refused(&self) {
-        add(&self.refused, 1);
-    }
-}
-
-/// One writer: a load and a store are enough.
-fn add(counter: &AtomicU64, count: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    pub counters: Traffic,
 }
 
 /// What a login that may come in asks the registry.
@@ -269,7 +217,7 @@ impl Registry {
             number: entry.facts.next.fetch_add(1, Ordering::Relaxed),
             place: claim.place,
             peer: claim.peer,
-            counters: Counters::default(),
+            counters: Traffic::default(),
         });
         lock(&entry.facts.channels).push(Arc::clone(&channel));
         Ok(Claimed::In(Member {

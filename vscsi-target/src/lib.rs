@@ -15,6 +15,7 @@ mod replace;
 pub mod sbc;
 pub mod sense;
 pub mod spc;
+pub mod traffic;
 
 #[cfg(test)]
 pub(crate) mod testing;

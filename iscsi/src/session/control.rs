@@ -59,7 +59,7 @@ impl<M: Datamover> Session<M> {
         let mut header = [0; BHS_LEN];
         pdu.emit(&mut header);
         conn.mover.put(&header, bad);
-        self.facts.counters.count_reject();
+        self.facts.counters.count_rejected();
     }
 
     pub(super) fn begin_nop(&mut self, pdu: &NopOut) -> Verdict {
