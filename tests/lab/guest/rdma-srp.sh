@@ -69,7 +69,15 @@ in_io() {
     wait $job
 }
 
-unit_reset() { in_io 5 sg_reset --device --no-escalate "/dev/$(srp_disk)"; }
+# Commands that the reset ended have no response: the initiator sends them again when their time is
+# over.
+unit_reset() {
+    local timeout
+    timeout=/sys/block/$(srp_disk)/device/timeout
+    echo 3 >"$timeout"
+    in_io 8 sg_reset --device --no-escalate "/dev/$(srp_disk)"
+    echo 30 >"$timeout"
+}
 
 # The initiator takes all its channels down and logs in again.
 host_reset() { in_io 6 sg_reset --host --no-escalate "/dev/$(srp_disk)"; }

@@ -19,7 +19,7 @@ once() {
 # one, and crashes now and then. What it does to a test that has begun twice is the test's result. The
 # output goes to the console, which the host reads.
 suite() {
-    local tests urls lun attempt begun again=0
+    local tests urls lun begun again=0
     dmesg -n 1
     for tests in $TESTS; do
         case $KIND-$tests in
@@ -29,7 +29,7 @@ suite() {
         urls=("iser://$IP:$ISER_PORT/$NAME/$lun")
         case $tests in *.MultipathIO.*) urls+=("${urls[0]}") ;; esac
         begun=0
-        for attempt in 1 2 3 4 5 6 7 8; do
+        for _ in $(seq 16); do
             once "$tests" "${urls[@]}" && break
             again=$((again + 1))
             ! grep -q 'Test: ' /tmp/cu.log || begun=$((begun + 1))
