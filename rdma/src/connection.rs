@@ -94,8 +94,9 @@ pub struct Counters {
     pub doorbells: u64,
 }
 
-/// Numbers of completions taken at a time.
-const BATCH: usize = 32;
+/// Completions taken at a time. Few, so that the peer has the first answers and goes on while this
+/// side works on the next.
+const BATCH: usize = 4;
 
 /// A connection. `O` is what owns memory that data goes from or to.
 ///
