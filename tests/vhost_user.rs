@@ -65,13 +65,13 @@ fn the_list_says_who_is_connected() {
 }
 
 #[test]
-fn kick_is_for_iscsi_sessions() {
+fn kick_is_for_sessions() {
     let scratch = Scratch::new("vu-kick");
     let socket = scratch.path("vm1.sock");
     let target = Target::serve(&scratch, &["--vhost-user", &socket, "--ram", "1M"]);
     let refused = target.ask(&["session", "kick", "vm1"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(error(&refused).contains("only iSCSI sessions"), "{}", error(&refused));
+    assert!(error(&refused).contains("only sessions can be ended here"), "{}", error(&refused));
     let table = String::from_utf8(target.ask(&["session", "list"]).stdout).unwrap();
     assert!(table.contains("vm1") && table.contains("waiting"), "{table}");
 }
