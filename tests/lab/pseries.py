@@ -15,7 +15,7 @@ import threading
 import backports
 import guest
 import qemu11
-from harness import check
+from harness import Failed, check
 
 HERE = pathlib.Path(__file__).resolve().parent / "guest"
 # A machine without these mitigations is the only one that TCG can be.
@@ -67,18 +67,32 @@ def _console(command, seconds):
 
 
 def _unpacked(package, only):
-    return backports.unpacked(f"{only}{ARCHITECTURE}", [package], only, ARCHITECTURE,
-                              [backports.RELEASE])
+    """The files of a package, of the release before where this one's cannot be had: a mirror may have
+    the lists of packages for this architecture and not the packages."""
+    for release in (backports.RELEASE, "bookworm"):
+        try:
+            return backports.unpacked(f"{only}{ARCHITECTURE}", [package], only, ARCHITECTURE,
+                                      [release])
+        except Failed as error:
+            print(f"     {release}: {str(error).splitlines()[-1]}")
+    raise Failed(f"no release has {package}")
+
+
+def _either(files, *places):
+    """The one of these places that the package has: older releases have /lib beside /usr/lib."""
+    found = [files / place for place in places if (files / place).exists()]
+    check(found, f"none of {places} in {files}")
+    return found[0]
 
 
 def _kernel():
     """The files of the kernel, and the folder of its modules."""
     files = _unpacked("linux-image-powerpc64le", "linux-")
-    modules = next((files / "usr/lib/modules").iterdir())
+    modules = next(_either(files, "usr/lib/modules", "lib/modules").iterdir())
     images = [*modules.glob("vmlinu*"), *files.glob(f"boot/vmlinu?-{modules.name}")]
     check(images, f"no kernel in {files}")
     if not (modules / "modules.dep").exists():
-        subprocess.run(["depmod", "-b", files / "usr", modules.name], check=True)
+        subprocess.run(["depmod", "-b", modules.parents[2], modules.name], check=True)
     return images[0], modules
 
 
@@ -88,7 +102,7 @@ def _initramfs(modules):
         for folder in ("bin", "dev", "modules", "proc", "sys"):
             (root / folder).mkdir()
         files = _unpacked("busybox-static", "busybox-")
-        shutil.copy(files / "usr/bin/busybox", root / "bin/busybox")
+        shutil.copy(_either(files, "usr/bin/busybox", "bin/busybox"), root / "bin/busybox")
         shutil.copy(HERE / "pseries-init", root / "init")
         order = []
         for path in _to_load(modules):
