@@ -54,9 +54,12 @@ def test_libiscsi(lab):
         tests, _, output = part.partition("\n")
         called.append(tests)
         name = tests.removeprefix("ALL.")
+        # What the console has behind it is not the test's.
+        end = re.search(r"^EXIT (\d+)", output, re.MULTILINE)
+        code, output = int(end[1]), output[:end.start()]
         if "Test: " in output:
-            outcomes |= parse_cunit(output, may_end_early=True)
-        code = int(re.search(r"^EXIT (\d+)", output, re.MULTILINE)[1])
+            # There is one test, and what libiscsi says of itself may take the line of its suite.
+            outcomes[name] = [*parse_cunit(output, may_end_early=True).values()][-1]
         if code >= CRASHED and (name not in outcomes or not outcomes[name].passed):
             crashed.add(name)
     check_equal(called, calls, "calls of iscsi-test-cu")
