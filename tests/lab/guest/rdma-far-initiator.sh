@@ -50,6 +50,8 @@ external_tables() {
     srp_options ch_count=1 never_register=Y cmd_sg_entries=4 indirect_sg_entries=256 allow_ext_sg=Y
     srp_login
     verify_little "$(srp_disk)"
+    # How many pieces a command has is up to the memory that fio gets: some of these have many.
+    verify_on "$(srp_disk)" --bs=1M --iodepth=16 --size=48M
 }
 
 # The initiator's device goes away in the middle of I/O and comes back: the target lets go of what

@@ -53,7 +53,7 @@ def _check_capture(lab, capture):
     counts = sum(map(check_srp, srp), collections.Counter())
     forms = ["direct", "indirect", "immediate"] + ["external"] * (lab.target_kind != "lio")
     for form in forms:
-        check(counts[form] > 0, f"no command with {form} data over SRP")
+        check(counts[form] > 10, f"only {counts[form]} commands with {form} data over SRP")
     said = ", ".join(f"{counts[form]} {form}" for form in forms)
     lab.step("capture/srp", "ok", f"{len(srp)} channels, {counts[SRP_CMD]} commands: {said}")
 
