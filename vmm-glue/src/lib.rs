@@ -7,6 +7,8 @@
 //! stands behind.
 
 pub mod controller;
+pub mod crq;
+pub mod embed;
 pub mod memory;
 pub mod queue;
 pub mod ring;

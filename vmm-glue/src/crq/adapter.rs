@@ -1,0 +1,627 @@
+//! The VMM's handle: hypervisor calls of the client, and events that the hypervisor makes.
+//!
+//! Every call returns at once. H_SEND_CRQ puts an element into the server's queue and wakes its
+//! reactor only if that sleeps. The others change what is known of the client's queue under a lock
+//! that nobody holds for long, and leave an *order* for the reactor, which carries them out one after
+//! the other. A *generation* counts queues and whatever else makes elements worthless: those of an
+//! earlier one are passed over.
+
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering, fence},
+    },
+    time::{Duration, Instant},
+};
+
+use libsrp::viosrp::crq::TransportEvent;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vscsi_target::model::{Attention, Change, Nexus, Observer, Target};
+
+use super::{
+    Hcall, Seed,
+    config::Config,
+    mailbox::{Mailbox, Sent},
+    queue::{ClientQueue, Delivery},
+    session::lun_of,
+    window::{PAGE, Window},
+};
+use crate::{controller::Export, memory::GuestMap};
+
+/// How an adapter reaches the reactors.
+pub trait Router {
+    /// How many reactors there are, at least one.
+    fn reactors(&self) -> u16;
+    /// Makes an adapter's endpoint.
+    fn open(&self, reactor: u16, seed: Seed);
+}
+
+/// A virtual SCSI server adapter, as the hypervisor side of its client has it. Every method may be
+/// called from any thread, those of virtual processors among them, and none waits for the server
+/// except where it says so.
+///
+/// Dropping it ends the adapter; what is in flight then still ends in the guest's memory, which is
+/// kept mapped as long.
+#[derive(Debug)]
+pub struct Adapter {
+    shared: Arc<Shared>,
+}
+
+/// What happened so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// SCSI commands taken.
+    pub commands: u64,
+    /// Times that the client's queue was full when there was something for it.
+    pub full: u64,
+    /// Commands refused because their memory could not be reached.
+    pub faults: u64,
+    /// Connections that this side ended because of what the client sent.
+    pub violations: u64,
+    /// Elements that H_SEND_CRQ dropped because the server's queue was full.
+    pub dropped: u64,
+}
+
+/// What the adapter and its endpoint have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: Arc<Config>,
+    pub(super) window: Arc<Window>,
+    pub(super) mailbox: Mailbox,
+    pub(super) kick: EventFd,
+    /// The endpoint is to be woken.
+    armed: AtomicBool,
+    /// The generation, and in the lowest bit whether elements are taken.
+    link: AtomicU64,
+    /// There are orders or reports.
+    news: AtomicBool,
+    /// The client wants interrupts.
+    pub(super) signal: AtomicBool,
+    control: Mutex<Control>,
+    settled: Condvar,
+    /// Whether this process writes the client's queue.
+    has_queue: bool,
+    /// By target.
+    pub(super) nexuses: Vec<(u8, Arc<Nexus>)>,
+    /// To a target without logical units, which stands for those that are not there.
+    pub(super) nobody: Arc<Nexus>,
+    pub(super) commands: AtomicU64,
+    pub(super) full: AtomicU64,
+    pub(super) faults: AtomicU64,
+    pub(super) violations: AtomicU64,
+    dropped: AtomicU64,
+}
+
+/// What the hypervisor knows of the client's queue.
+#[derive(Debug)]
+struct Control {
+    generation: u64,
+    is_registered: bool,
+    /// It was freed, and something may still touch it.
+    is_freeing: bool,
+    /// The client was told that the server is gone, and has not registered since.
+    is_lost: bool,
+    /// The client was migrated and has not enabled its queue since.
+    is_suspended: bool,
+    /// The same, and something of before may still be in progress.
+    is_migrating: bool,
+    freeze: Freeze,
+    is_online: bool,
+    /// The endpoint is gone.
+    is_over: bool,
+    orders: VecDeque<Order>,
+    reports: VecDeque<Report>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Freeze {
+    No,
+    Coming,
+    Frozen,
+}
+
+/// What the endpoint is to do.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// There is a queue. A queue that somebody else writes is `None`.
+    Open(Option<ClientQueue>, u64),
+    /// There is none any more.
+    Free,
+    /// Tell the client of this, and start over.
+    Lose(TransportEvent, u64),
+    /// The client was migrated: tell it, and start over.
+    Migrated(u64),
+    /// Begin to initialize.
+    Invite,
+    /// Finish what is in progress, and take nothing.
+    Freeze,
+    /// Go on.
+    Thaw,
+    /// The adapter ends.
+    Close,
+}
+
+/// A condition to tell the client of, if it has given a buffer for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) lun: libsrp::Lun,
+    pub(super) condition: Attention,
+}
+
+impl Adapter {
+    /// An adapter whose client reaches these targets, by number: 0 to 63 are those of bus 0, 64 to
+    /// 127 those of bus 1, and so on. Logical units above 31 have no address. Elements go to
+    /// `delivery`, and the partition's memory is what `window` maps.
+    ///
+    /// Its endpoint lives on one reactor; adapters take turns.
+    ///
+    /// # Errors
+    /// The system has no event descriptors left.
+    pub fn new(
+        config: Config,
+        exports: Vec<Export>,
+        window: Arc<Window>,
+        router: &dyn Router,
+        delivery: Delivery,
+    ) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let config = Arc::new(config.bounded());
+        let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        // A client that keeps to its limit never finds it full.
+        let room = (config.request_limit as usize + MANAGEMENT).max(LEAST_ROOM);
+        let shared = Arc::new_cyclic(|shared| {
+            let observe = |target| Some(Arc::new(Watch { target, shared: shared.clone() }) as _);
+            let first = exports.first().map(|export| (export.initiator.clone(), export.port));
+            let nexuses = exports.into_iter().map(|export| {
+                let Export { id, target, port, initiator } = export;
+                warn_of_hidden(&config.name, id, &target);
+                let name = config.name.clone();
+                let nexus = Nexus::establish_observed(target, port, initiator, name, observe(id));
+                (id, nexus)
+            });
+            let nexuses: Vec<_> = nexuses.collect();
+            let nobody = nobody(first, &config.name);
+            Shared {
+                window,
+                mailbox: Mailbox::new(room),
+                kick,
+                armed: AtomicBool::new(true),
+                link: AtomicU64::new(0),
+                news: AtomicBool::new(false),
+                signal: AtomicBool::new(false),
+                control: Mutex::new(Control::new()),
+                settled: Condvar::new(),
+                has_queue: matches!(delivery, Delivery::Memory(_)),
+                nexuses,
+                nobody,
+                commands: AtomicU64::new(0),
+                full: AtomicU64::new(0),
+                faults: AtomicU64::new(0),
+                violations: AtomicU64::new(0),
+                dropped: AtomicU64::new(0),
+                config,
+            }
+        });
+        let turn = NEXT.fetch_add(1, Ordering::Relaxed) % u64::from(router.reactors().max(1));
+        router.open(turn as u16, Seed { shared: Arc::clone(&shared), delivery });
+        Ok(Self { shared })
+    }
+
+    /// H_REG_CRQ: registers the client's queue, `len` bytes at an I/O bus address.
+    ///
+    /// [`Hcall::Success`] and [`Hcall::Closed`] register it, the latter while the server is not
+    /// there. [`Hcall::Resource`]: there is one, or the last one is not free yet. [`Hcall::Parameter`]:
+    /// it is not made of whole pages that the window maps for reading and writing.
+    pub fn reg_crq(&self, ioba: u64, len: u64) -> Hcall {
+        let shared = &self.shared;
+        let (map, _) = shared.window.map();
+        let mut control = shared.lock();
+        if control.is_registered || control.is_freeing {
+            return Hcall::Resource;
+        }
+        let Ok(queue) = shared.queue(&map, ioba, len) else { return Hcall::Parameter };
+        control.generation += 1;
+        (control.is_registered, control.is_lost, control.is_suspended) = (true, false, false);
+        let generation = control.generation;
+        shared.order(&mut control, Order::Open(queue, generation));
+        if control.takes() { Hcall::Success } else { Hcall::Closed }
+    }
+
+    /// H_FREE_CRQ: the client has no queue any more. [`Hcall::Busy`] as long as something may still
+    /// read or write its memory; then call again.
+    pub fn free_crq(&self) -> Hcall {
+        let shared = &self.shared;
+        let mut control = shared.lock();
+        if control.is_registered {
+            (control.is_registered, control.is_suspended) = (false, false);
+            control.is_freeing = true;
+            control.generation += 1;
+            shared.order(&mut control, Order::Free);
+        }
+        if control.is_freeing && !control.is_over { Hcall::Busy } else { Hcall::Success }
+    }
+
+    /// H_SEND_CRQ: an element for the server, as its two big-endian halves.
+    ///
+    /// [`Hcall::Parameter`]: the client may not send that. [`Hcall::Closed`]: there is no connection.
+    /// [`Hcall::Dropped`]: the server's queue is full.
+    #[inline]
+    pub fn send_crq(&self, first: u64, second: u64) -> Hcall {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&first.to_be_bytes());
+        bytes[8..].copy_from_slice(&second.to_be_bytes());
+        if bytes[0] & VALID == 0 || bytes[0] == EVENT {
+            return Hcall::Parameter;
+        }
+        let shared = &self.shared;
+        let link = shared.link.load(Ordering::Acquire);
+        if link & OPEN == 0 {
+            return Hcall::Closed;
+        }
+        if !shared.mailbox.send(Sent { generation: link >> 1, bytes }) {
+            shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return Hcall::Dropped;
+        }
+        shared.wake();
+        Hcall::Success
+    }
+
+    /// H_ENABLE_CRQ: the client goes on after it was migrated. [`Hcall::LongBusy`] until it may;
+    /// [`Hcall::Parameter`] without a queue.
+    pub fn enable_crq(&self) -> Hcall {
+        let shared = &self.shared;
+        let mut control = shared.lock();
+        if !control.is_registered {
+            return Hcall::Parameter;
+        }
+        if control.is_migrating && !control.is_over {
+            return Hcall::LongBusy;
+        }
+        control.is_suspended = false;
+        shared.set_link(&control);
+        Hcall::Success
+    }
+
+    /// H_VIO_SIGNAL: whether the client wants interrupts. It looks at its queue once more after it
+    /// has enabled them; what came before makes none.
+    pub fn vio_signal(&self, enable: bool) -> Hcall {
+        self.shared.signal.store(enable, Ordering::SeqCst);
+        Hcall::Success
+    }
+
+    /// The partition was reset: its queue is gone, and it wants no interrupts. As with
+    /// [`Adapter::free_crq`], call it again while it gives [`Hcall::Busy`], before the memory is used
+    /// for anything else. The window is the VMM's to clear.
+    pub fn reset(&self) -> Hcall {
+        self.shared.signal.store(false, Ordering::SeqCst);
+        self.free_crq()
+    }
+
+    /// The hypervisor ends the connection: the client is told by this event, and registers its queue
+    /// anew. What was in progress is not answered. For [`TransportEvent::PartnerFailed`],
+    /// [`TransportEvent::PartnerDeregistered`] and [`TransportEvent::PartnerTerminated`].
+    pub fn disconnect(&self, event: TransportEvent) {
+        let shared = &self.shared;
+        let mut control = shared.lock();
+        if control.is_registered && !control.is_lost {
+            control.is_lost = true;
+            control.generation += 1;
+            let generation = control.generation;
+            shared.order(&mut control, Order::Lose(event, generation));
+        }
+    }
+
+    /// Whether the server is there. While it is not, the client can register its queue and send
+    /// nothing; one that was connected is told that its partner has deregistered. When it comes back,
+    /// it begins to initialize with a client that has a queue.
+    pub fn set_online(&self, online: bool) {
+        {
+            let mut control = self.shared.lock();
+            if control.is_online == online {
+                return;
+            }
+            control.is_online = online;
+            self.shared.set_link(&control);
+            if online && control.takes() {
+                self.shared.order(&mut control, Order::Invite);
+            }
+        }
+        if !online {
+            self.disconnect(TransportEvent::PartnerDeregistered);
+        }
+    }
+
+    /// The client's partition was migrated, and runs here from now on: it is told, enables its queue
+    /// and initializes again. What was in progress before is not answered; the client sends it again.
+    pub fn migrated(&self) {
+        let shared = &self.shared;
+        let mut control = shared.lock();
+        if control.is_registered && !control.is_lost {
+            (control.is_suspended, control.is_migrating) = (true, true);
+            control.generation += 1;
+            let generation = control.generation;
+            shared.order(&mut control, Order::Migrated(generation));
+        }
+    }
+
+    /// The partition is about to be suspended: what is in progress is finished and told, and nothing
+    /// more is taken, though elements still fit the server's queue. See [`Adapter::wait_suspended`].
+    pub fn prepare_suspend(&self) {
+        let mut control = self.shared.lock();
+        if control.freeze == Freeze::No {
+            control.freeze = Freeze::Coming;
+            self.shared.order(&mut control, Order::Freeze);
+        }
+    }
+
+    /// Waits until nothing is in progress after [`Adapter::prepare_suspend`]; false if that takes
+    /// longer than `limit`, or nobody has prepared it.
+    pub fn wait_suspended(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut control = self.shared.lock();
+        while control.freeze == Freeze::Coming && !control.is_over {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.shared.settled.wait_timeout(control, left);
+            control = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        control.freeze != Freeze::No
+    }
+
+    /// The partition goes on after [`Adapter::prepare_suspend`].
+    pub fn resume(&self) {
+        let mut control = self.shared.lock();
+        if control.freeze != Freeze::No {
+            control.freeze = Freeze::No;
+            self.shared.order(&mut control, Order::Thaw);
+        }
+    }
+
+    /// The window of the partition's memory.
+    pub fn window(&self) -> &Arc<Window> {
+        &self.shared.window
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> Stats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let shared = &self.shared;
+        Stats {
+            commands: get(&shared.commands),
+            full: get(&shared.full),
+            faults: get(&shared.faults),
+            violations: get(&shared.violations),
+            dropped: get(&shared.dropped),
+        }
+    }
+}
+
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        let mut control = self.shared.lock();
+        control.is_registered = false;
+        self.shared.order(&mut control, Order::Close);
+    }
+}
+
+impl Control {
+    fn new() -> Self {
+        Self {
+            generation: 0,
+            is_registered: false,
+            is_freeing: false,
+            is_lost: false,
+            is_suspended: false,
+            is_migrating: false,
+            freeze: Freeze::No,
+            is_online: true,
+            is_over: false,
+            orders: VecDeque::new(),
+            reports: VecDeque::new(),
+        }
+    }
+
+    /// Whether elements of the client are taken.
+    fn takes(&self) -> bool {
+        let is_open = self.is_registered && !self.is_lost && !self.is_suspended;
+        is_open && self.is_online && !self.is_over
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_link(&self, control: &Control) {
+        let open = if control.takes() { OPEN } else { 0 };
+        self.link.store(control.generation << 1 | open, Ordering::Release);
+    }
+
+    /// Leaves an order. The link changes before the endpoint looks.
+    fn order(&self, control: &mut Control, order: Order) {
+        self.set_link(control);
+        if !control.is_over {
+            control.orders.push_back(order);
+            self.news.store(true, Ordering::Release);
+            self.wake();
+        }
+    }
+
+    fn queue(&self, map: &GuestMap, ioba: u64, len: u64) -> Result<Option<ClientQueue>, ()> {
+        if self.has_queue {
+            return ClientQueue::new(&self.window, map, ioba, len).map(Some).ok_or(());
+        }
+        let whole = ioba.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && len > 0;
+        whole.then_some(None).ok_or(())
+    }
+
+    /// Wakes the endpoint if it wants to be.
+    #[inline]
+    fn wake(&self) {
+        // Either the endpoint sees what was sent before it sleeps, or this sees that it sleeps.
+        fence(Ordering::SeqCst);
+        if self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::Relaxed) {
+            // A full counter is awake already.
+            let _ = self.kick.write(1);
+        }
+    }
+
+    /// The endpoint wants to be woken: whether there is something already.
+    pub(super) fn arm(&self) -> bool {
+        self.armed.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.mailbox.peek().is_some() || self.news.load(Ordering::Acquire)
+    }
+
+    /// The endpoint looks by itself.
+    #[inline]
+    pub(super) fn disarm(&self) {
+        if self.armed.load(Ordering::Relaxed) {
+            self.armed.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether there are orders or reports since the last time.
+    #[inline]
+    pub(super) fn has_news(&self) -> bool {
+        self.news.load(Ordering::Relaxed) && self.news.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn next_order(&self) -> Option<Order> {
+        self.lock().orders.pop_front()
+    }
+
+    pub(super) fn next_report(&self) -> Option<Report> {
+        self.lock().reports.pop_front()
+    }
+
+    /// Nobody could be told.
+    pub(super) fn forget_reports(&self) {
+        self.lock().reports.clear();
+    }
+
+    /// Nothing touches the freed queue any more.
+    pub(super) fn freed(&self) {
+        self.lock().is_freeing = false;
+        self.settled.notify_all();
+    }
+
+    /// Nothing of before the migration is left.
+    pub(super) fn is_here(&self) {
+        self.lock().is_migrating = false;
+        self.settled.notify_all();
+    }
+
+    /// Nothing is in progress, and nothing is taken.
+    pub(super) fn frozen(&self) {
+        let mut control = self.lock();
+        if control.freeze == Freeze::Coming {
+            control.freeze = Freeze::Frozen;
+        }
+        drop(control);
+        self.settled.notify_all();
+    }
+
+    /// The endpoint is about to end, or has ended: nobody is connected any more.
+    pub(super) fn over(&self) {
+        let mut control = self.lock();
+        control.is_over = true;
+        control.orders.clear();
+        control.reports.clear();
+        self.set_link(&control);
+        drop(control);
+        self.settled.notify_all();
+    }
+}
+
+/// Turns changes of one nexus into reports.
+struct Watch {
+    target: u8,
+    shared: std::sync::Weak<Shared>,
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Watch({})", self.target)
+    }
+}
+
+impl Observer for Watch {
+    fn changed(&self, number: u16, change: Change) {
+        let condition = match change {
+            Change::Added | Change::Removed => Attention::LUNS_CHANGED,
+            Change::Attention(condition) if is_parameter(condition) => condition,
+            Change::Attention(_) => return,
+        };
+        let (Some(shared), Some(lun)) = (self.shared.upgrade(), lun_of(self.target, number)) else {
+            return;
+        };
+        let report = Report { lun, condition };
+        let mut control = shared.lock();
+        if control.reports.contains(&report) || control.reports.len() >= MOST_REPORTS {
+            return;
+        }
+        control.reports.push_back(report);
+        shared.news.store(true, Ordering::Release);
+        drop(control);
+        shared.wake();
+    }
+}
+
+/// Whether a condition says that parameters changed, which a driver looks at again.
+fn is_parameter(condition: Attention) -> bool {
+    matches!(
+        condition,
+        Attention::CAPACITY_CHANGED
+            | Attention::MODE_PARAMETERS_CHANGED
+            | Attention::INQUIRY_CHANGED
+            | Attention::MEDIUM_CHANGED
+    )
+}
+
+/// A nexus to a target without logical units.
+fn nobody(
+    first: Option<(vscsi_target::model::reservation::NexusId, u16)>,
+    name: &str,
+) -> Arc<Nexus> {
+    use vscsi_target::model::reservation::{NexusId, TransportId};
+    let target = Target::new(String::new());
+    let port = target.add_port(1, SRP_PROTOCOL, String::new());
+    // Nothing can be reserved there: any identity will do.
+    let identity = match first {
+        Some((identity, _)) => identity,
+        None => NexusId::new(TransportId::srp([0; 16]), port),
+    };
+    Nexus::establish(target, port, identity, name.to_owned())
+}
+
+fn warn_of_hidden(adapter: &str, id: u8, target: &Target) {
+    for (number, _) in target.luns().iter().filter(|(number, _)| *number > 31) {
+        tracing::warn!(
+            adapter,
+            target = id,
+            number,
+            "a partition cannot address logical units above 31, so it will not reach this one"
+        );
+    }
+}
+
+/// In the link: elements are taken.
+const OPEN: u64 = 1;
+/// The bit that every element of a client has in its first byte.
+const VALID: u8 = 0x80;
+/// The first byte of an event, which only the hypervisor makes.
+const EVENT: u8 = 0xFF;
+/// Room for elements that spend no credit: datagrams, initialization.
+const MANAGEMENT: usize = 32;
+/// Elements of a queue of one page.
+const LEAST_ROOM: usize = 256;
+/// Conditions kept for a client that gives no buffers for them.
+const MOST_REPORTS: usize = 64;
+/// SRP's protocol identifier (SPC-5).
+const SRP_PROTOCOL: u8 = 4;
