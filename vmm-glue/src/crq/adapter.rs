@@ -471,11 +471,12 @@ impl Shared {
         }
     }
 
-    /// The endpoint wants to be woken: whether there is something already.
-    pub(super) fn arm(&self) -> bool {
+    /// The endpoint wants to be woken: whether there is something for it already. Elements are of
+    /// interest only if it `takes` them.
+    pub(super) fn arm(&self, takes: bool) -> bool {
         self.armed.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        self.mailbox.peek().is_some() || self.news.load(Ordering::Acquire)
+        self.news.load(Ordering::Acquire) || takes && self.mailbox.peek().is_some()
     }
 
     /// The endpoint looks by itself.

@@ -168,7 +168,7 @@ impl Endpoint for Server {
 
     fn rest(&mut self, _cx: &mut Cx<'_>) -> bool {
         // What cannot be taken now is taken when something completes or is delivered.
-        self.shared.arm() && self.may_take()
+        self.shared.arm(self.may_take())
     }
 
     fn stop(&mut self, cx: &mut Cx<'_>) {

@@ -434,3 +434,6 @@ pub(super) const INIT: [u8; 16] = [0xC0, 0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
 const TAG: usize = 8;
 /// Requests beyond the limit that are taken: sides may differ by a few after aborts.
 const SLACK: u32 = 8;
+
+#[cfg(test)]
+mod tests;

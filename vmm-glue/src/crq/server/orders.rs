@@ -74,7 +74,7 @@ impl Server {
                 self.generation = generation;
                 self.outgoing.set_queue(queue);
                 self.session.opened();
-                self.place_queue();
+                self.moved(cx);
             }
             Order::Free => {
                 self.session.closed();
@@ -137,7 +137,7 @@ impl Server {
         }
     }
 
-    /// The partition has other memory now.
+    /// The partition has other memory now, or a queue that was found in what it had before.
     pub(super) fn moved(&mut self, cx: &mut Cx<'_>) {
         if !self.place_queue() {
             tracing::warn!(adapter = self.shared.config.name, "the client's queue lost its memory");
