@@ -29,9 +29,11 @@ use vmm_glue::{
     memory::{GuestMap, Region},
 };
 
-/// The client's queue, units and data, as I/O bus addresses.
+/// The client's queue, as I/O bus address.
 pub const QUEUE: u64 = IOBA;
+/// Where its units are.
 pub const UNITS: u64 = IOBA + 0x1_0000;
+/// Where its data is.
 pub const DATA: u64 = IOBA + 0x10_0000;
 /// Where the window begins, and the guest's memory is mapped.
 pub const IOBA: u64 = 0x4000_0000;
@@ -40,12 +42,15 @@ pub const MEMORY: u64 = 0x40_0000;
 /// Slots of the queue, which is one page.
 pub const SLOTS: u64 = 256;
 
+/// What works, or why not.
 pub type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// A partition.
 #[derive(Debug)]
 pub struct Guest {
+    /// The VMM's handle of its adapter.
     pub adapter: Adapter,
+    /// Its window.
     pub window: Arc<Window>,
     /// Its memory: what a VMM has mapped into the guest.
     pub memory: File,
@@ -198,6 +203,7 @@ impl Guest {
 /// Where the data of a command is: one segment.
 #[derive(Clone, Copy, Debug)]
 pub enum Data {
+    /// There is none.
     None,
     /// To the guest.
     In(u64, u32),

@@ -5,7 +5,7 @@
 //! The partition then does what a client does: it registers its queue, initializes, exchanges adapter
 //! information, logs in, and writes and reads a block.
 
-mod guest;
+pub mod guest;
 
 use guest::{DATA, Data, Guest, Outcome, UNITS, lun};
 use libsrp::{
@@ -24,6 +24,7 @@ use vmm_glue::{
     embed::{Reactors, ram_disk},
 };
 
+/// The VMM's part, and the partition's.
 pub fn main() -> Outcome<()> {
     // The VMM's part.
     let reactors = Reactors::<crq::Server>::start(1)?;

@@ -9,6 +9,7 @@
 use std::{
     collections::VecDeque,
     fmt, io,
+    ops::Deref,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering, fence},
@@ -109,8 +110,10 @@ struct Control {
     is_migrating: bool,
     freeze: Freeze,
     is_online: bool,
-    /// The endpoint is gone.
+    /// The endpoint is about to end: it takes nothing any more.
     is_over: bool,
+    /// It has ended: nothing of it is in progress.
+    has_ended: bool,
     orders: VecDeque<Order>,
     reports: VecDeque<Report>,
 }
@@ -205,7 +208,7 @@ impl Adapter {
             }
         });
         let turn = NEXT.fetch_add(1, Ordering::Relaxed) % u64::from(router.reactors().max(1));
-        router.open(turn as u16, Seed { shared: Arc::clone(&shared), delivery });
+        router.open(turn as u16, Seed { shared: Lease(Arc::clone(&shared)), delivery });
         Ok(Self { shared })
     }
 
@@ -218,7 +221,7 @@ impl Adapter {
         let shared = &self.shared;
         let (map, _) = shared.window.map();
         let mut control = shared.lock();
-        if control.is_registered || control.is_freeing {
+        if control.is_registered || control.is_freeing && !control.has_ended {
             return Hcall::Resource;
         }
         let Ok(queue) = shared.queue(&map, ioba, len) else { return Hcall::Parameter };
@@ -240,7 +243,7 @@ impl Adapter {
             control.generation += 1;
             shared.order(&mut control, Order::Free);
         }
-        if control.is_freeing && !control.is_over { Hcall::Busy } else { Hcall::Success }
+        if control.is_freeing && !control.has_ended { Hcall::Busy } else { Hcall::Success }
     }
 
     /// H_SEND_CRQ: an element for the server, as its two big-endian halves.
@@ -276,7 +279,7 @@ impl Adapter {
         if !control.is_registered {
             return Hcall::Parameter;
         }
-        if control.is_migrating && !control.is_over {
+        if control.is_migrating && !control.has_ended {
             return Hcall::LongBusy;
         }
         control.is_suspended = false;
@@ -420,6 +423,7 @@ impl Control {
             freeze: Freeze::No,
             is_online: true,
             is_over: false,
+            has_ended: false,
             orders: VecDeque::new(),
             reports: VecDeque::new(),
         }
@@ -528,15 +532,38 @@ impl Shared {
         self.settled.notify_all();
     }
 
-    /// The endpoint is about to end, or has ended: nobody is connected any more.
+    /// The endpoint is about to end: nobody is connected any more.
     pub(super) fn over(&self) {
+        self.end(false);
+    }
+
+    fn end(&self, has_ended: bool) {
         let mut control = self.lock();
         control.is_over = true;
+        control.has_ended |= has_ended;
         control.orders.clear();
         control.reports.clear();
         self.set_link(&control);
         drop(control);
         self.settled.notify_all();
+    }
+}
+
+/// The endpoint's part of what both have in common. The adapter learns when it is dropped.
+#[derive(Debug)]
+pub(super) struct Lease(Arc<Shared>);
+
+impl Deref for Lease {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.end(true);
     }
 }
 

@@ -24,7 +24,7 @@ use vscsi_target::{
 };
 
 use super::{
-    adapter::Shared,
+    adapter::Lease,
     queue::Delivery,
     session::{MOST_UNIT, Next, Session, Violation},
 };
@@ -36,7 +36,7 @@ use request::Place;
 /// What makes an adapter's endpoint.
 #[derive(Debug)]
 pub struct Seed {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Lease,
     pub(super) delivery: Delivery,
 }
 
@@ -50,7 +50,7 @@ pub enum Note {
 /// An adapter's endpoint.
 #[derive(Debug)]
 pub struct Server {
-    shared: Arc<Shared>,
+    shared: Lease,
     session: Session,
     /// Elements of others are passed over.
     generation: u64,
@@ -84,7 +84,6 @@ impl Endpoint for Server {
         let Seed { shared, delivery } = seed;
         if let Err(error) = cx.watch(shared.kick.as_raw_fd(), 0, true, false) {
             tracing::error!(adapter = shared.config.name, %error, "cannot watch an adapter");
-            shared.over();
             return None;
         }
         let mut views: Vec<Option<NexusView>> = Vec::new();
@@ -258,12 +257,6 @@ impl Server {
             );
         }
         self.lose(libsrp::viosrp::crq::TransportEvent::PartnerDeregistered, cx);
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.shared.over();
     }
 }
 

@@ -60,7 +60,6 @@ impl Server {
             }
             Waiting::Close => {
                 self.outgoing.insist(&self.shared);
-                self.shared.freed();
                 cx.close();
                 return true;
             }

@@ -218,7 +218,10 @@ fn linux_login_sets_the_request_limit() {
     assert_eq!((message.format, message.status), (Format::Srp, ElementStatus::Ok));
     assert_eq!(message.tag(), Tag([9; 8]));
     let answer = LoginRsp::parse(&unit).unwrap();
-    assert_eq!((answer.limit_delta, answer.max_initiator_iu, answer.max_target_iu), (128, 256, 256));
+    assert_eq!(
+        (answer.limit_delta, answer.max_initiator_iu, answer.max_target_iu),
+        (128, 256, 256)
+    );
 }
 
 #[test]
@@ -304,10 +307,7 @@ fn every_answer_gives_one_credit_and_an_abort_two_answers_at_most() {
     let Step::Manage { task: function, request } = rig.step(&unit, 256, Format::Srp) else {
         panic!();
     };
-    assert_eq!(
-        (request.function, request.managed),
-        (TaskFunction::AbortTask, Tag([1; 8]))
-    );
+    assert_eq!((request.function, request.managed), (TaskFunction::AbortTask, Tag([1; 8])));
     // The command ends without an answer; Linux takes its credit back by itself.
     let none = rig.session.ended(task, Outcome::Silent, &good(1), &mut [0; 256]);
     assert_eq!(none, None);
@@ -403,10 +403,7 @@ fn freebsd_list_behind_the_unit_has_to_be_fetched() {
 #[test]
 fn units_without_a_tag_end_the_connection_and_long_ones_are_answered() {
     let mut rig = Rig::connected();
-    assert_eq!(
-        rig.session.element(&element(Format::Srp, 0)),
-        Next::Violated(Violation::Short(0))
-    );
+    assert_eq!(rig.session.element(&element(Format::Srp, 0)), Next::Violated(Violation::Short(0)));
     let step = rig.step(&[2; 15], 15, Format::Srp);
     assert_eq!(step, Step::Violated(Violation::Short(15)));
     let (message, unit) = rig.unit(&[3; 256], 257).unwrap();

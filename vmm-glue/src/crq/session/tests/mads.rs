@@ -58,7 +58,8 @@ fn every_type_is_answered_whatever_its_length() {
 
 #[test]
 fn adapter_info_tells_what_is_configured() {
-    let config = Config { partition_name: "server".into(), partition_number: 7, ..Config::new("a") };
+    let config =
+        Config { partition_name: "server".into(), partition_number: 7, ..Config::new("a") };
     let mut rig = Rig::with(config);
     rig.session.element(&INIT);
     let (status, info) = datagram(&mut rig, 3, 148, &[0; 148]);
