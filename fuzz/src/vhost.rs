@@ -19,7 +19,7 @@ use vmm_glue::{
     controller::{Controller, Place, Router},
     queue::{Note, Seed as QueueSeed, Start},
     ring::Chain,
-    vhost::Server,
+    vhost,
 };
 use vscsi_target::reactor::EndpointId;
 
@@ -33,7 +33,7 @@ pub fn vhost(data: &[u8]) {
     let router = Arc::new(Queues::default());
     let controller = Controller::new("fuzz".into(), 2, Vec::new(), router);
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
-    let server = Server::connected(theirs, controller).expect("a thread");
+    let server = vhost::connected(theirs, controller).expect("a thread");
     let memory = File::from(memfd_create(c"fuzz", MFdFlags::empty()).expect("memory"));
     memory.set_len(MEMORY).expect("memory");
     let room = rest.len().min(MEMORY as usize);

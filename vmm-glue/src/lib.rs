@@ -1,4 +1,5 @@
-//! What a VMM plugs into: guest memory, rings, the virtio-scsi device, and its vhost-user front door.
+//! What a VMM plugs into: guest memory, rings, the virtio-scsi device, and its front doors, vhost-user
+//! and vfio-user.
 //!
 //! A [`controller::Controller`] is one virtio-scsi device. Each of its virtqueues is an endpoint of a
 //! reactor ([`queue::Queue`]), which takes requests from a [`ring::Ring`] in batches, hands them to
@@ -8,9 +9,11 @@
 
 pub mod controller;
 pub mod crq;
+pub mod door;
 pub mod embed;
 pub mod memory;
 pub mod queue;
 pub mod ring;
 pub mod scsi;
+pub mod vfio_user;
 pub mod vhost;

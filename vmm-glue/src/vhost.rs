@@ -24,213 +24,45 @@
 mod connection;
 mod device;
 mod fault;
-mod holding;
 mod transfer;
 mod vring;
 
 use std::{
-    fmt, io,
-    net::Shutdown,
-    os::{
-        fd::AsRawFd,
-        unix::net::{UnixListener, UnixStream},
-    },
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU16, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::Duration,
+    io,
+    os::unix::net::{UnixListener, UnixStream},
+    sync::{Arc, atomic::AtomicU16},
 };
 
-use crate::controller::Controller;
-use device::Device;
+pub use crate::door::{Server, Status};
+use crate::{
+    controller::Controller,
+    door::{Broken, Protocol},
+};
 pub use device::PROTOCOL;
 
-/// The thread that serves one socket of a controller.
-#[derive(Debug)]
-pub struct Server {
-    shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+/// Serves the VMMs that connect to a socket, one after the other.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn listen(listener: UnixListener, controller: Arc<Controller>) -> io::Result<Server> {
+    Server::listen(VHOST_USER, listener, controller)
 }
 
-/// What a server is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// A VMM is connected.
-    pub connected: bool,
-    /// Queues that run, the control and the event queue among them.
-    pub queues: u16,
+/// Serves the one VMM at the other end of a socket; [`Server::wait`] tells its end.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn connected(stream: UnixStream, controller: Arc<Controller>) -> io::Result<Server> {
+    Server::connected(VHOST_USER, stream, controller)
 }
 
-impl Server {
-    /// Serves the VMMs that connect to a socket, one after the other.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
-    pub fn listen(listener: UnixListener, controller: Arc<Controller>) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(Some(listener.try_clone()?), controller));
-        Self::spawn(shared, move |shared| shared.accept(&listener))
-    }
-
-    /// Serves the one VMM at the other end of a socket; [`Server::wait`] tells its end.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
-    pub fn connected(stream: UnixStream, controller: Arc<Controller>) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(None, controller));
-        Self::spawn(shared, move |shared| shared.serve(stream))
-    }
-
-    /// Returns when the server has ended: after [`Server::stop`], or when the VMM of
-    /// [`Server::connected`] is gone.
-    pub fn wait(&self) {
-        let mut ended = self.shared.lock(&self.shared.ended);
-        while !*ended {
-            ended = self.shared.end.wait(ended).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Ends the connection and accepts none any more. The queues finish what is in flight and close
-    /// before this returns, so the reactors must still run. Repeating it does nothing.
-    pub fn stop(&self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        if let Some(listener) = &self.shared.listener {
-            // Wakes the accept.
-            let _ =
-                nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
-        }
-        if let Some(stream) = &*self.shared.lock(&self.shared.stream) {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-        let thread = self.shared.lock(&self.thread).take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!(
-                controller = self.shared.controller.name,
-                "the vhost-user thread failed"
-            );
-        }
-    }
-
-    /// What it is doing.
-    pub fn status(&self) -> Status {
-        Status {
-            connected: self.shared.lock(&self.shared.stream).is_some(),
-            queues: self.shared.running.load(Ordering::Relaxed),
-        }
-    }
-
-    /// The controller.
-    pub fn controller(&self) -> &Arc<Controller> {
-        &self.shared.controller
-    }
-
-    fn spawn(shared: Arc<Shared>, work: impl FnOnce(&Shared) + Send + 'static) -> io::Result<Self> {
-        let its = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("vhost-user".to_owned()).stack_size(STACK).spawn(
-            move || {
-                work(&its);
-                device::close(&its.controller);
-                *its.lock(&its.ended) = true;
-                its.end.notify_all();
-            },
-        )?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
-    }
+fn serve(
+    stream: UnixStream,
+    controller: &Arc<Controller>,
+    running: &Arc<AtomicU16>,
+) -> Result<(), Broken> {
+    let device = device::Device::new(Arc::clone(controller), Arc::clone(running));
+    Ok(connection::serve(stream, device)?)
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// What the thread shares with who has the server.
-struct Shared {
-    controller: Arc<Controller>,
-    listener: Option<UnixListener>,
-    /// The connection, while there is one.
-    stream: Mutex<Option<UnixStream>>,
-    stopping: AtomicBool,
-    /// Queues that run.
-    running: Arc<AtomicU16>,
-    ended: Mutex<bool>,
-    end: Condvar,
-}
-
-impl Shared {
-    fn new(listener: Option<UnixListener>, controller: Arc<Controller>) -> Self {
-        Self {
-            controller,
-            listener,
-            stream: Mutex::default(),
-            stopping: AtomicBool::new(false),
-            running: Arc::default(),
-            ended: Mutex::new(false),
-            end: Condvar::new(),
-        }
-    }
-
-    fn accept(&self, listener: &UnixListener) {
-        while !self.stopping.load(Ordering::SeqCst) {
-            match listener.accept() {
-                Ok((stream, _)) => self.serve(stream),
-                Err(_) if self.stopping.load(Ordering::SeqCst) => {}
-                Err(error) => {
-                    tracing::warn!(
-                        controller = self.controller.name,
-                        "cannot accept a VMM, and tries again: {error}"
-                    );
-                    // Out of descriptors, most likely.
-                    thread::sleep(RETRY);
-                }
-            }
-        }
-    }
-
-    /// Serves a connection to its end.
-    fn serve(&self, stream: UnixStream) {
-        let name = &self.controller.name;
-        // One that was inherited may be in any mode.
-        let copies = stream
-            .set_nonblocking(false)
-            .and_then(|()| stream.try_clone())
-            .and_then(|one| Ok((one, stream.try_clone()?)));
-        let (ours, theirs) = match copies {
-            Ok(copies) => copies,
-            Err(error) => return tracing::warn!(controller = name, "cannot serve a VMM: {error}"),
-        };
-        *self.lock(&self.stream) = Some(ours);
-        // A stop before this did not see the stream.
-        if !self.stopping.load(Ordering::SeqCst) {
-            tracing::info!(controller = name, "a VMM connected");
-            let device = Device::new(Arc::clone(&self.controller), Arc::clone(&self.running));
-            match connection::serve(theirs, device) {
-                Ok(()) => tracing::info!(controller = name, "the VMM disconnected"),
-                Err(error) => tracing::warn!(
-                    controller = name,
-                    "the connection to the VMM is closed; it may connect again: {error}"
-                ),
-            }
-        }
-        *self.lock(&self.stream) = None;
-        let _ = stream.shutdown(Shutdown::Both);
-    }
-
-    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
-        mutex.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("controller", &self.controller.name).finish_non_exhaustive()
-    }
-}
-
-/// Bytes of the thread's stack: it handles one small message at a time.
-const STACK: usize = 256 << 10;
-/// How long to wait before a failed accept is tried again.
-const RETRY: Duration = Duration::from_millis(100);
+const VHOST_USER: Protocol = Protocol { name: "vhost-user", serve };

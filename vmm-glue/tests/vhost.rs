@@ -23,7 +23,7 @@ use vhost_frontend::{
     Buffer, Device, Error, Header, Link, Memory, Protocol, Queue, Ring, Setup, Window, feature,
     request, scsi,
 };
-use vmm_glue::vhost::{Server, Status};
+use vmm_glue::vhost::{Status, connected};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const LUN: [u8; 8] = [1, 0, 0x40, 0, 0, 0, 0, 0];
@@ -337,7 +337,7 @@ fn a_connected_socket_is_served_until_the_vmm_is_gone() {
     let host = Host::start(1, 1);
     host.server().stop();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let server = Server::connected(ours, Arc::clone(&host.controller)).unwrap();
+    let server = connected(ours, Arc::clone(&host.controller)).unwrap();
     let link = Link::over(theirs).unwrap();
     let mut device = Device::start(link, &Setup::default()).unwrap();
     assert!(device.request(LUN, &scsi::inquiry(36), &[], 36).unwrap().is_good());

@@ -8,9 +8,8 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU16, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
-    time::Duration,
 };
 
 use vhost::vhost_user::{
@@ -23,14 +22,14 @@ pub use messages::PROTOCOL;
 
 use super::{
     fault::Fault,
-    holding::Holding,
     transfer::Transfer,
     vring::{self, Vring},
 };
 use crate::{
-    controller::{Controller, Place},
+    controller::Controller,
+    door::{holding::Holding, reach},
     memory::{GuestMap, Region, dirty::DirtyLog},
-    queue::{Note, Seed, Start},
+    queue::{Note, Start},
     ring::{Ring, Setup, feature, inflight::InflightArea},
     scsi::{self, config::Config},
 };
@@ -126,7 +125,7 @@ impl Device {
     pub(super) fn stop(&mut self) {
         let answers = self.tell(|_, _, done| Some(Note::Stop(done)));
         for (index, answer) in answers {
-            let base = wait(&self.controller, index, &answer).flatten();
+            let base = reach::wait(&self.controller, index, &answer).flatten();
             if let Some(vring) = self.vrings.get_mut(usize::from(index)) {
                 vring.stopped(base.unwrap_or(vring.base));
             }
@@ -204,11 +203,12 @@ impl Device {
             features,
             log,
             enabled: vring.enabled || is_enabled,
+            tracks: false,
         });
-        let place = self.place(number)?;
+        let place = reach::place(&self.controller, number).ok_or(Fault::Gone(number))?;
         let (done, answer) = sync_channel(1);
         self.controller.router().note(place, Note::Start(start, done));
-        if wait(&self.controller, number, &answer).is_none() {
+        if reach::wait(&self.controller, number, &answer).is_none() {
             self.controller.set_place(number, None);
             return Err(Fault::Gone(number));
         }
@@ -235,23 +235,11 @@ impl Device {
         if running && let Some(place) = self.controller.place(number) {
             let (done, answer) = sync_channel(1);
             self.controller.router().note(place, Note::Stop(done));
-            base = wait(&self.controller, number, &answer).flatten().unwrap_or(base);
+            base = reach::wait(&self.controller, number, &answer).flatten().unwrap_or(base);
         }
         self.vring(index)?.stopped(base);
         self.count();
         Ok(base)
-    }
-
-    /// Where the endpoint of a queue is, which is made when it is first needed.
-    fn place(&self, index: u16) -> Result<Place, Fault> {
-        let controller = &self.controller;
-        if let Some(place) = controller.place(index) {
-            return Ok(place);
-        }
-        let (opened, place) = sync_channel(1);
-        let seed = Seed { controller: Arc::clone(controller), index, opened };
-        controller.router().open(controller.reactor_of(index), seed);
-        wait(controller, index, &place).ok_or(Fault::Gone(index))
     }
 
     /// Sends a note to each queue that runs: whose answers to wait for.
@@ -272,14 +260,7 @@ impl Device {
     /// As [`Device::tell`], and waits until all have done it.
     fn tell_and_wait(&self, note: impl Fn(&Self, &Vring, SyncSender<()>) -> Option<Note>) {
         for (index, answer) in self.tell(note) {
-            let _ = wait(&self.controller, index, &answer);
-        }
-    }
-
-    /// Sends a note to a queue that runs and needs not answer.
-    fn note(&self, index: u16, note: Note) {
-        if let Some(place) = self.controller.place(index) {
-            self.controller.router().note(place, note);
+            let _ = reach::wait(&self.controller, index, &answer);
         }
     }
 
@@ -337,7 +318,7 @@ impl Device {
         *slot(vring) = event;
         if vring.running {
             let index = vring.index;
-            self.note(index, note(copy));
+            reach::note(&self.controller, index, note(copy));
         }
         Ok(())
     }
@@ -385,38 +366,6 @@ impl fmt::Debug for Device {
     }
 }
 
-/// Ends the endpoints of a controller's queues when they have finished what is in flight.
-pub(super) fn close(controller: &Controller) {
-    let all = 0..controller.virtqueues();
-    let closing: Vec<_> = all
-        .filter_map(|index| {
-            let (done, answer) = sync_channel(1);
-            controller.router().note(controller.place(index)?, Note::Close(done));
-            Some((index, answer))
-        })
-        .collect();
-    for (index, answer) in closing {
-        let _ = wait(controller, index, &answer);
-        controller.set_place(index, None);
-    }
-}
-
-/// Waits for the answer of a queue; `None` if it is gone. It may wait for its disk.
-fn wait<T>(controller: &Controller, index: u16, answer: &Receiver<T>) -> Option<T> {
-    loop {
-        match answer.recv_timeout(TELL_AFTER) {
-            Ok(answer) => return Some(answer),
-            Err(RecvTimeoutError::Disconnected) => return None,
-            Err(RecvTimeoutError::Timeout) => tracing::warn!(
-                controller = controller.name,
-                queue = index,
-                "the VMM waits until requests in flight are finished, which takes long: is a disk \
-                 stuck?"
-            ),
-        }
-    }
-}
-
 fn map_region(region: &VhostUserMemoryRegion, file: File) -> Result<Region, Fault> {
     let (gpa, size) = (region.guest_phys_addr, region.memory_size);
     Ok(Region::map(gpa, size, region.user_addr, region.mmap_offset, file)?)
@@ -430,5 +379,3 @@ fn has_protocol(features: u64) -> bool {
 const RETRY_EVERY: u16 = 100;
 /// How often new logical units are looked for where images move, in milliseconds.
 const LOOK_EVERY: u16 = 1000;
-/// After how long waiting for a queue is told.
-const TELL_AFTER: Duration = Duration::from_secs(10);

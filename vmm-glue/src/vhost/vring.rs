@@ -1,19 +1,11 @@
 //! A vring as the VMM describes it, message by message.
-#![allow(unsafe_code)] // Descriptors from the VMM become eventfds.
 
-use std::{
-    fs::File,
-    os::fd::{FromRawFd, IntoRawFd},
-};
+use std::fs::File;
 
-use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
-    sys::stat::{SFlag, fstat},
-};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::fault::Fault;
-use crate::{memory::GuestMap, ring::Areas};
+use crate::{door::event, memory::GuestMap, ring::Areas};
 
 /// What the VMM said about a ring so far.
 #[derive(Debug)]
@@ -114,14 +106,5 @@ pub(super) fn copy(event: &Option<EventFd>) -> Result<Option<EventFd>, Fault> {
 /// Takes a descriptor of the VMM as an eventfd that does not block a reactor.
 pub(super) fn event(index: u8, file: Option<File>) -> Result<Option<EventFd>, Fault> {
     let Some(file) = file else { return Ok(None) };
-    let kind = fstat(&file).map_err(std::io::Error::from)?.st_mode & SFlag::S_IFMT.bits();
-    // Anonymous inodes have no type. A file or a pipe could block whoever writes to it.
-    if kind != 0 {
-        return Err(Fault::NotEvent(index));
-    }
-    let flags = fcntl(&file, FcntlArg::F_GETFL).map_err(std::io::Error::from)?;
-    let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
-    fcntl(&file, FcntlArg::F_SETFL(flags)).map_err(std::io::Error::from)?;
-    // SAFETY: a descriptor that nobody else owns.
-    Ok(Some(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }))
+    event::adopt(file.into())?.ok_or(Fault::NotEvent(index)).map(Some)
 }

@@ -18,7 +18,7 @@ use std::{
 use vmm_glue::{
     controller::{Controller, Export, Place, Router},
     queue::{Note, Queue, Seed},
-    vhost::Server,
+    vhost::{self, Server},
 };
 use vscsi_target::{
     backend::{Backend, File, FileOptions, Mem},
@@ -95,6 +95,9 @@ impl Router for Inboxes {
     }
 }
 
+/// How a front door is opened.
+pub type Listen = fn(UnixListener, Arc<Controller>) -> std::io::Result<Server>;
+
 /// Reactors, and the RAM that outlives them.
 pub struct Host {
     pub controller: Arc<Controller>,
@@ -153,6 +156,11 @@ impl Host {
     }
 
     pub fn with(disk: &Disk, queues: u16) -> Self {
+        Self::behind(disk, queues, vhost::listen)
+    }
+
+    /// As [`Host::with`], behind another front door.
+    pub fn behind(disk: &Disk, queues: u16, listen: Listen) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let Disk(model, postboxes, target, port) = disk;
         let inboxes: Vec<_> =
@@ -182,7 +190,7 @@ impl Host {
         let name = format!("vscsi-vhost-{}-{number}.sock", std::process::id());
         let path = std::env::temp_dir().join(name);
         let listener = UnixListener::bind(&path).unwrap();
-        let server = Server::listen(listener, Arc::clone(&controller)).unwrap();
+        let server = listen(listener, Arc::clone(&controller)).unwrap();
         Self {
             controller,
             target: Arc::clone(target),

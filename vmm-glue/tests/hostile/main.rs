@@ -25,7 +25,7 @@ use common::Host;
 use vhost_frontend::{Buffer, Device, Queue, Ring, Setup, SplitRing, Window, scsi};
 use vmm_glue::{
     controller::{Controller, Export},
-    vhost::Server,
+    vhost::{Server, listen},
 };
 use vscsi_target::model::reservation::{NexusId, TransportId};
 
@@ -99,7 +99,7 @@ impl Neighbour {
         let controller = Controller::new("neighbour".to_owned(), 1, vec![export], router);
         let path = host.path().with_extension("neighbour");
         let listener = UnixListener::bind(&path).unwrap();
-        let server = Server::listen(listener, controller).unwrap();
+        let server = listen(listener, controller).unwrap();
         let mut device = Device::connect(&path, &setup()).unwrap();
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let thread = std::thread::spawn({

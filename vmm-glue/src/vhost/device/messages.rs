@@ -16,8 +16,9 @@ use vhost::vhost_user::{
     },
 };
 
-use super::{Device, wait};
+use super::Device;
 use crate::{
+    door::reach,
     memory::{MAX_REGIONS, dirty::DirtyLog},
     queue::Note,
     ring::inflight::InflightArea,
@@ -162,8 +163,8 @@ impl VhostUserBackendReqHandlerMut for Device {
         let running = self.answer(done)?;
         if let Some(number) = running {
             let (done, answer) = sync_channel(1);
-            self.note(number, Note::Enable(enable, done));
-            let _ = wait(&self.controller, number, &answer);
+            reach::note(&self.controller, number, Note::Enable(enable, done));
+            let _ = reach::wait(&self.controller, number, &answer);
         }
         Ok(())
     }

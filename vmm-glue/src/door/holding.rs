@@ -8,7 +8,7 @@ use crate::controller::Controller;
 
 /// The logical units of a controller that this process has taken over for it.
 #[derive(Debug, Default)]
-pub(super) struct Holding {
+pub(crate) struct Holding {
     held: Vec<Arc<LogicalUnit>>,
     /// It was told that one cannot be had.
     told: bool,
@@ -19,7 +19,7 @@ impl Holding {
     ///
     /// # Errors
     /// While another process has one: which, and what the system says.
-    pub(super) fn acquire(&mut self, controller: &Controller) -> Result<(), (u16, io::Error)> {
+    pub(crate) fn acquire(&mut self, controller: &Controller) -> Result<(), (u16, io::Error)> {
         let units = units(controller);
         self.held.retain(|held| units.iter().any(|(_, lu)| Arc::ptr_eq(lu, held)) || stays(held));
         for (number, lu) in units {
@@ -33,7 +33,7 @@ impl Holding {
     }
 
     /// As [`Holding::acquire`], and tells once why it has to wait.
-    pub(super) fn try_acquire(&mut self, controller: &Controller) -> bool {
+    pub(crate) fn try_acquire(&mut self, controller: &Controller) -> bool {
         let Err((number, error)) = self.acquire(controller) else { return true };
         if !std::mem::replace(&mut self.told, true) {
             tracing::warn!(
@@ -46,13 +46,13 @@ impl Holding {
     }
 
     /// Gives up everything, when no queue runs any more.
-    pub(super) fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.held.retain(stays);
         self.told = false;
     }
 
     /// Whether there is anything that moves.
-    pub(super) fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         !self.held.is_empty()
     }
 }
