@@ -74,6 +74,8 @@ pub struct Region {
     pub size: u64,
     /// Where the front end has it in its own address space.
     pub uva: u64,
+    /// The device may write there.
+    pub writable: bool,
     host: *mut u8,
     /// Keeps the mapping.
     mapping: Arc<Mapping>,
@@ -101,6 +103,19 @@ impl Region {
         offset: u64,
         file: fs::File,
     ) -> Result<Self, MemoryError> {
+        Self::map_for(gpa, size, uva, offset, file, true)
+    }
+
+    /// As [`Region::map`]; one that is not `writable` is only read, and its file may be one that
+    /// cannot be written.
+    pub fn map_for(
+        gpa: u64,
+        size: u64,
+        uva: u64,
+        offset: u64,
+        file: fs::File,
+        writable: bool,
+    ) -> Result<Self, MemoryError> {
         let extent = || MemoryError::Extent { gpa, size, offset };
         let map = |source| MemoryError::Map { gpa, size, source };
         let fits = gpa.checked_add(size).is_some() && uva.checked_add(size).is_some();
@@ -116,9 +131,10 @@ impl Region {
         let start = offset & !(page - 1);
         let whole = (end - start).checked_next_multiple_of(page).ok_or_else(extent)?;
         let bytes = usize::try_from(whole).map_err(|_| extent())?;
+        let write = if writable { libc::PROT_WRITE } else { 0 };
         let memory = MmapRegionBuilder::new(bytes)
             .with_file_offset(FileOffset::new(file, start))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_prot(libc::PROT_READ | write)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .build()
             .map_err(|error| map(io::Error::other(error)))?;
@@ -127,7 +143,49 @@ impl Region {
         // SAFETY: all of a mapping of its own, whole pages; nothing relies on what is in it.
         let guard =
             unsafe { Guarded::register(memory.as_ptr(), bytes, page as usize) }.map_err(map)?;
-        Ok(Self { gpa, size, uva, host, mapping: Arc::new(Mapping { guard, _memory: memory }) })
+        let mapping = Arc::new(Mapping { guard, _memory: memory });
+        Ok(Self { gpa, size, uva, writable, host, mapping })
+    }
+
+    /// The `size` bytes from `offset` in this region, at another guest address; `None` if it does
+    /// not have them.
+    pub fn part(&self, gpa: u64, offset: u64, size: u64, writable: bool) -> Option<Self> {
+        let is_inside = offset.checked_add(size).is_some_and(|end| size > 0 && end <= self.size);
+        if !is_inside || gpa.checked_add(size).is_none() {
+            return None;
+        }
+        Some(Self {
+            gpa,
+            size,
+            uva: gpa,
+            writable: writable && self.writable,
+            host: self.host.wrapping_add(offset as usize),
+            mapping: Arc::clone(&self.mapping),
+        })
+    }
+
+    /// Makes this region longer by one that follows it in guest memory, in the mapping and in what
+    /// may be done there; false if that one does not.
+    pub fn join(&mut self, next: &Self) -> bool {
+        let follows = self.gpa + self.size == next.gpa
+            && std::ptr::eq(self.host.wrapping_add(self.size as usize), next.host)
+            && Arc::ptr_eq(&self.mapping, &next.mapping)
+            && self.writable == next.writable;
+        if follows {
+            self.size += next.size;
+        }
+        follows
+    }
+
+    /// Whether both are of one mapping.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.mapping, &other.mapping)
+    }
+
+    /// Whether it is memory of the same mapping that `len` bytes at `base` have bytes in.
+    pub(crate) fn touches(&self, base: *const u8, len: usize) -> bool {
+        let (start, at) = (self.host as usize, base as usize);
+        at < start.saturating_add(self.size as usize) && start < at.saturating_add(len)
     }
 
     /// Whether the file behind it lost a page that was needed.
@@ -160,6 +218,11 @@ impl GuestMap {
             return Err(MemoryError::TooMany);
         }
         regions.sort_by_key(|region| region.gpa);
+        Self::sorted(regions)
+    }
+
+    /// A map of any number of regions, which are sorted by guest address and must not overlap.
+    pub fn sorted(regions: Vec<Region>) -> Result<Self, MemoryError> {
         for (low, high) in regions.iter().zip(regions.iter().skip(1)) {
             if low.gpa + low.size > high.gpa {
                 return Err(MemoryError::Overlap(low.gpa, high.gpa));
@@ -196,29 +259,45 @@ impl GuestMap {
     }
 
     /// Appends where `len` bytes at `gpa` are to `into`: one segment, or one a region where regions
-    /// adjoin. False, with `into` in any state, if not all of them are memory. `hint` is where the
-    /// last search ended.
+    /// adjoin. False, with `into` in any state, if not all of them are memory that may be read, or
+    /// written if `write`. `hint` is where the last search ended.
     #[inline]
-    pub fn translate(&self, hint: &mut usize, gpa: u64, len: u32, into: &mut Vec<Segment>) -> bool {
+    pub fn translate(
+        &self,
+        hint: &mut usize,
+        gpa: u64,
+        len: u32,
+        write: bool,
+        into: &mut Vec<Segment>,
+    ) -> bool {
         if let Some(region) = self.regions.get(*hint)
             && let Some(rest) = region.rest(gpa)
             && rest >= u64::from(len)
+            && (region.writable || !write)
         {
             if len > 0 {
                 into.push(Segment { base: region.host_at(gpa), len: len as usize });
             }
             return true;
         }
-        self.search(hint, gpa, len, into)
+        self.search(hint, gpa, len, write, into)
     }
 
-    fn search(&self, hint: &mut usize, gpa: u64, len: u32, into: &mut Vec<Segment>) -> bool {
+    fn search(
+        &self,
+        hint: &mut usize,
+        gpa: u64,
+        len: u32,
+        write: bool,
+        into: &mut Vec<Segment>,
+    ) -> bool {
         let (mut gpa, mut len) = (gpa, u64::from(len));
         while len > 0 {
-            let after = self.regions.partition_point(|region| region.gpa <= gpa);
-            let Some(at) = after.checked_sub(1) else { return false };
-            let Some(region) = self.regions.get(at) else { return false };
+            let Some((at, region)) = self.find(gpa) else { return false };
             let Some(rest) = region.rest(gpa) else { return false };
+            if write && !region.writable {
+                return false;
+            }
             *hint = at;
             let part = rest.min(len);
             into.push(Segment { base: region.host_at(gpa), len: part as usize });
@@ -231,8 +310,30 @@ impl GuestMap {
 
     /// Where `len` bytes at a guest physical address are, if they lie in one region.
     pub fn at(&self, gpa: u64, len: usize) -> Option<*mut u8> {
-        let region = self.regions.iter().find(|region| region.rest(gpa).is_some())?;
+        let (_, region) = self.find(gpa)?;
         (region.rest(gpa)? >= len as u64).then(|| region.host_at(gpa))
+    }
+
+    /// The region that may have an address, the last that does not begin after it, and its place.
+    fn find(&self, gpa: u64) -> Option<(usize, &Region)> {
+        let at = self.regions.partition_point(|region| region.gpa <= gpa).checked_sub(1)?;
+        Some((at, self.regions.get(at)?))
+    }
+
+    /// Whether all of a region is in this map, at the same addresses and for the same purpose.
+    pub(crate) fn has(&self, region: &Region) -> bool {
+        self.find(region.gpa).is_some_and(|(_, ours)| {
+            ours.rest(region.gpa).is_some_and(|rest| rest >= region.size)
+                && std::ptr::eq(ours.host_at(region.gpa), region.host)
+                && ours.is_same(region)
+                && ours.writable >= region.writable
+        })
+    }
+
+    /// Whether the device may write to the `len` bytes at a guest physical address.
+    pub fn is_writable(&self, gpa: u64, len: usize) -> bool {
+        let found = self.find(gpa).filter(|(_, region)| region.writable);
+        found.and_then(|(_, region)| region.rest(gpa)).is_some_and(|rest| rest >= len as u64)
     }
 
     /// Where `len` bytes at an address of the front end are, if they lie in one region.

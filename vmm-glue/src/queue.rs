@@ -27,7 +27,7 @@ use vscsi_target::{
 
 use crate::{
     controller::{CONTROL_QUEUE, Controller, EVENT_QUEUE, Place},
-    memory::{GuestMap, dirty::DirtyLog, guard},
+    memory::{GuestMap, Region, dirty::DirtyLog, guard},
     ring::{Areas, Chain, Ring, RingError},
     scsi::Layout,
 };
@@ -63,6 +63,9 @@ pub enum Note {
     Kick(Option<EventFd>),
     /// The memory is elsewhere now, and the ring with it. `None` areas break the ring.
     Remap(Arc<GuestMap>, Option<Areas>, SyncSender<()>),
+    /// The memory is what this map has from now on. Requests in flight go on; the answer comes when
+    /// none of them has to do with what is gone.
+    Exchange(Exchange, SyncSender<()>),
     /// Log writes to guest memory from now on, or stop it.
     Log(Option<Arc<DirtyLog>>, SyncSender<()>),
     /// There are events to tell.
@@ -75,6 +78,17 @@ pub enum Note {
     Passed(u16),
     /// Finish what is in flight and end.
     Close(SyncSender<Option<u32>>),
+}
+
+/// Another map of the same memory, more or less.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    /// The new map.
+    pub map: Arc<GuestMap>,
+    /// What the old one had and the new one has not.
+    pub gone: Arc<[Region]>,
+    /// Where the ring is now; `None` if it is in what is gone. Then it rests until it is back.
+    pub areas: Option<Areas>,
 }
 
 /// What a queue needs to run.
@@ -98,6 +112,8 @@ pub struct Start {
     pub log: Option<Arc<DirtyLog>>,
     /// Whether to take requests.
     pub enabled: bool,
+    /// Whether to remember the memory of each request, for [`Note::Exchange`].
+    pub tracks: bool,
 }
 
 /// A queue's endpoint.
@@ -108,6 +124,8 @@ pub struct Queue {
     running: Option<Box<Running>>,
     /// What waits until nothing is in flight, in order.
     changes: VecDeque<Change>,
+    /// Memory that is gone as soon as no request uses it, and who waits for that.
+    leaving: Vec<(Arc<[Region]>, SyncSender<()>)>,
     barriers: Vec<Arc<control::Barrier>>,
 }
 
@@ -116,12 +134,15 @@ pub struct Queue {
 struct Running {
     ring: Ring,
     map: Arc<GuestMap>,
+    /// The map that the ring lies in, while its memory is away.
+    last_map: Option<Arc<GuestMap>>,
     kick: Option<EventFd>,
     call: Option<EventFd>,
     error: Option<EventFd>,
     layout: Layout,
     log: Option<Arc<DirtyLog>>,
     enabled: bool,
+    tracks: bool,
     /// The driver notifies of what it makes available.
     armed: bool,
     /// The ring cannot be read any further.
@@ -156,6 +177,7 @@ impl Queue {
             index,
             running: None,
             changes: VecDeque::new(),
+            leaving: Vec::new(),
             barriers: Vec::new(),
         })
     }
@@ -171,6 +193,10 @@ impl Queue {
             Note::Close(done) => self.changes.push_back(Change::Close(done)),
             Note::Remap(map, areas, done) => {
                 self.changes.push_back(Change::Remap(map, areas, done));
+            }
+            Note::Exchange(exchange, done) => {
+                self.exchange(exchange, done);
+                self.fetch(cx);
             }
             Note::Log(log, done) => self.changes.push_back(Change::Log(log, done)),
             Note::Enable(enabled, done) => {
@@ -251,6 +277,9 @@ impl Queue {
         if !self.changes.is_empty() {
             self.change(cx);
         }
+        if !self.leaving.is_empty() {
+            self.leave();
+        }
         // What a task management function aborted may wait for older requests, where the driver
         // wants them in order; it must see them before the answer all the same.
         if !self.barriers.is_empty()
@@ -271,7 +300,7 @@ impl Queue {
         let is_event = self.index == EVENT_QUEUE;
         let may_take = self.changes.is_empty();
         let Some(running) = &mut self.running else { return false };
-        if running.broken || !running.enabled || !may_take {
+        if !running.takes() || !may_take {
             return false;
         }
         running.armed = true;
@@ -292,7 +321,7 @@ impl Queue {
         let Some(running) = &mut self.running else { return false };
         // What was in flight before a crash is finished before the ring is let go.
         let may_take = self.changes.is_empty() || running.ring.resumes();
-        if !running.enabled || running.broken || !may_take {
+        if !running.takes() || !may_take {
             return false;
         }
         let taken = match self.index {
@@ -316,7 +345,8 @@ impl Queue {
     }
 
     fn start(&mut self, start: Start, cx: &mut Cx<'_>) {
-        let Start { mut ring, map, kick, call, error, layout, features, log, enabled } = start;
+        let Start { mut ring, map, kick, call, error, layout, features, log, enabled, tracks } =
+            start;
         ring.set_log(log.clone(), &map);
         let mut views: Vec<Option<NexusView>> = Vec::new();
         for (id, nexus) in self.controller.nexuses() {
@@ -332,12 +362,14 @@ impl Queue {
         let running = Box::new(Running {
             ring,
             map,
+            last_map: None,
             kick: None,
             call,
             error,
             layout,
             log,
             enabled,
+            tracks,
             armed: false,
             broken: false,
             losses: 0,
@@ -419,6 +451,41 @@ impl Queue {
         }
     }
 
+    fn exchange(&mut self, exchange: Exchange, done: SyncSender<()>) {
+        let Exchange { map, gone, areas } = exchange;
+        if let Some(running) = &mut self.running {
+            running.publish();
+            let old = std::mem::replace(&mut running.map, map);
+            match areas {
+                None => {
+                    // What is in flight still writes to the ring.
+                    running.last_map.get_or_insert(old);
+                }
+                Some(areas) => {
+                    let moved = running.ring.move_to(areas);
+                    running.last_map = None;
+                    if let Err(error) = moved {
+                        self.fail(error);
+                    }
+                }
+            }
+        }
+        self.leaving.push((gone, done));
+        self.leave();
+    }
+
+    /// Answers those who wait for memory that no request uses any more.
+    fn leave(&mut self) {
+        let running = self.running.as_deref();
+        self.leaving.retain(|(gone, done)| {
+            let is_used = running.is_some_and(|running| running.uses(gone));
+            if !is_used {
+                let _ = done.send(());
+            }
+            is_used
+        });
+    }
+
     /// Lets go of the ring: its base, where the next one goes on.
     fn let_go(&mut self, cx: &mut Cx<'_>) -> Option<u32> {
         self.set_kick(None, cx);
@@ -455,10 +522,22 @@ impl Running {
         }
     }
 
+    /// Whether anything is to be taken from the ring.
+    fn takes(&self) -> bool {
+        self.enabled && !self.broken && self.last_map.is_none()
+    }
+
     /// Whether nothing is in flight, nor was before a crash.
     fn may_change(&self) -> bool {
         let resumes = self.enabled && !self.broken && self.ring.resumes();
         self.slots.is_idle() && !resumes
+    }
+
+    /// Whether a request in flight has to do with memory.
+    fn uses(&self, gone: &[Region]) -> bool {
+        // What is not remembered may be anywhere, and every end is written to the ring.
+        let is_precise = self.tracks && self.last_map.is_none();
+        if is_precise { self.slots.uses(gone) } else { !self.slots.is_idle() }
     }
 
     /// Memory of this guest is gone: what it asks for can mean anything.

@@ -104,11 +104,11 @@ pub struct Inflight {
     pub file: File,
 }
 
-/// A connected device with all its queues started.
+/// A connected device with all its queues started, by vhost-user unless it says otherwise.
 #[derive(Debug)]
-pub struct Device {
+pub struct Device<L = Link> {
     /// The socket.
-    pub link: Link,
+    pub link: L,
     /// Guest memory.
     pub memory: Arc<Memory>,
     /// 0 control, 1 events, from 2 requests.
@@ -127,12 +127,24 @@ pub struct Device {
 
 /// Buffers of the one request that is in flight.
 #[derive(Debug)]
-struct Scratch {
+pub(crate) struct Scratch {
     header: Window,
     response: Window,
     out: Window,
     into: Window,
     events: Vec<(u16, Window)>,
+}
+
+impl Scratch {
+    pub(crate) fn new(memory: &Arc<Memory>, setup: &Setup) -> Result<Self, Error> {
+        Ok(Self {
+            header: memory.window(64, 64)?,
+            response: memory.window(scsi::RESPONSE as u64, 64)?,
+            out: memory.window(setup.data as u64, 4096)?,
+            into: memory.window(setup.data as u64, 4096)?,
+            events: Vec::new(),
+        })
+    }
 }
 
 impl Device {
@@ -148,26 +160,8 @@ impl Device {
         let queues = (0..setup.queues + 2)
             .map(|index| Queue::new(&memory, index, setup.size, features))
             .collect::<Result<Vec<_>, _>>()?;
-        let scratch = Scratch {
-            header: memory.window(64, 64)?,
-            response: memory.window(scsi::RESPONSE as u64, 64)?,
-            out: memory.window(setup.data as u64, 4096)?,
-            into: memory.window(setup.data as u64, 4096)?,
-            events: Vec::new(),
-        };
-        let wanted = setup.clone();
-        let inflight = None;
-        let mut device = Self {
-            link,
-            memory,
-            queues,
-            features,
-            offered,
-            inflight,
-            wanted,
-            scratch,
-            tag: 0x1000,
-        };
+        let scratch = Scratch::new(&memory, setup)?;
+        let mut device = Self::of(link, memory, queues, (offered, features), scratch, setup);
         device.start_queues(|queue, link| link.start(queue))?;
         Ok(device)
     }
@@ -216,6 +210,35 @@ impl Device {
             self.link.frontend().get_features()?;
         }
         Ok(())
+    }
+
+    /// Puts the state of the rings in memory back to where a driver that resets the device begins:
+    /// stops every queue, makes empty ones and starts them.
+    pub fn restart(&mut self) -> Result<(), Error> {
+        for queue in &self.queues {
+            self.link.stop(queue)?;
+        }
+        self.scratch.events.clear();
+        for index in 0..self.queues.len() {
+            let queue = Queue::new(&self.memory, index, self.wanted.size, self.features)?;
+            self.link.start(&queue)?;
+            self.queues[index] = queue;
+        }
+        Ok(())
+    }
+}
+
+impl<L> Device<L> {
+    pub(crate) fn of(
+        link: L,
+        memory: Arc<Memory>,
+        queues: Vec<Queue>,
+        (offered, features): (u64, u64),
+        scratch: Scratch,
+        setup: &Setup,
+    ) -> Self {
+        let (wanted, inflight, tag) = (setup.clone(), None, 0x1000);
+        Self { link, memory, queues, features, offered, inflight, wanted, scratch, tag }
     }
 
     /// Sends a command to the first request queue and waits for the response. `out` is what it
@@ -329,21 +352,6 @@ impl Device {
         self.scratch.events.push((head, window));
         self.queues[1].submit()?;
         Ok(Event { event: field(0), lun, reason: field(12) })
-    }
-
-    /// Puts the state of the rings in memory back to where a driver that resets the device begins:
-    /// stops every queue, makes empty ones and starts them.
-    pub fn restart(&mut self) -> Result<(), Error> {
-        for queue in &self.queues {
-            self.link.stop(queue)?;
-        }
-        self.scratch.events.clear();
-        for index in 0..self.queues.len() {
-            let queue = Queue::new(&self.memory, index, self.wanted.size, self.features)?;
-            self.link.start(&queue)?;
-            self.queues[index] = queue;
-        }
-        Ok(())
     }
 }
 

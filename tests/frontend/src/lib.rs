@@ -1,7 +1,9 @@
-//! A vhost-user-scsi front end without a VMM: what tests and benches drive a back end with.
+//! A front end without a VMM, of vhost-user-scsi and of vfio-user: what tests and benches drive a
+//! back end with.
 //!
 //! * [`Device`] is the polite driver: it connects, negotiates, starts every ring and offers
 //!   blocking [`Device::request`], [`Device::task_management`] and [`Device::event`].
+//! * [`vfio::Client`] is a vfio-user socket, and `Device::plug` drives the function behind it.
 //! * [`Link`] is the socket alone. Its [`Link::send`] takes any bytes and any descriptors, so a
 //!   test can break every rule of the protocol.
 //! * [`Memory`] is guest memory in memfds; a [`Window`] is a checked view of a part of it.
@@ -31,6 +33,7 @@ mod packed;
 mod queue;
 pub mod scsi;
 mod split;
+pub mod vfio;
 
 pub use device::{Device, Event, Inflight, Response, Setup};
 pub use link::{Header, Link, Message, request};
@@ -66,6 +69,8 @@ pub mod feature {
     pub const PROTOCOL: u64 = 1 << 30;
     /// A device of VIRTIO 1.0 or later.
     pub const VERSION_1: u64 = 1 << 32;
+    /// The device is behind the platform's IOMMU.
+    pub const ACCESS_PLATFORM: u64 = 1 << 33;
     /// Packed rings.
     pub const RING_PACKED: u64 = 1 << 34;
     /// Buffers are used in the order in which they were made available.

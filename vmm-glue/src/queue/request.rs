@@ -34,7 +34,7 @@ impl Running {
 
     #[inline]
     fn take_request(&mut self, cx: &mut Cx<'_>) -> Result<(), RingError> {
-        let Self { chain, slots, views, layout, log, .. } = self;
+        let Self { chain, slots, views, layout, log, tracks, .. } = self;
         let id = chain.id;
         let slot = slots.take(id)?;
         let (request_len, response_len) = (layout.request_len(), layout.response_len());
@@ -66,6 +66,10 @@ impl Running {
         }
         if log.is_some() {
             slot.set_data(into);
+        }
+        if *tracks {
+            slot.hold(out);
+            slot.hold(into);
         }
         let view = request.address.and_then(|address| {
             Some((views.get_mut(usize::from(address.target))?.as_mut()?, address.lun))

@@ -3,7 +3,7 @@
 use vscsi_target::reactor::sg::{self, Segment};
 
 use crate::{
-    memory::{GuestMap, dirty::DirtyLog},
+    memory::{GuestMap, Region, dirty::DirtyLog},
     ring::RingError,
 };
 
@@ -26,6 +26,8 @@ pub(super) struct Slot {
     pieces: Vec<Segment>,
     /// Where the data goes, if that is to be logged.
     data: Vec<Segment>,
+    /// Where the data comes from and goes to, if that is to be remembered.
+    held: Vec<Segment>,
 }
 
 impl Slots {
@@ -36,6 +38,13 @@ impl Slots {
     /// Whether nothing is in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.busy == 0
+    }
+
+    /// Whether a request in flight has to do with one of these regions.
+    pub(super) fn uses(&self, regions: &[Region]) -> bool {
+        let busy = self.slots.iter().filter(|slot| slot.is_busy);
+        busy.flat_map(Slot::memory)
+            .any(|segment| regions.iter().any(|region| region.touches(segment.base, segment.len)))
     }
 
     /// Takes a slot. A chain that is in flight cannot be made available again.
@@ -72,6 +81,7 @@ impl Slot {
     #[inline]
     pub(super) fn set_response(&mut self, writable: &[Segment], len: usize) {
         self.data.clear();
+        self.held.clear();
         match writable {
             [first, ..] if first.len >= len => {
                 self.response = Some(Segment { base: first.base, len });
@@ -86,6 +96,18 @@ impl Slot {
     /// Remembers where the data goes, to log it.
     pub(super) fn set_data(&mut self, data: &[Segment]) {
         self.data.extend_from_slice(data);
+    }
+
+    /// Remembers where data comes from or goes to.
+    #[inline]
+    pub(super) fn hold(&mut self, data: &[Segment]) {
+        self.held.extend_from_slice(data);
+    }
+
+    /// All that it remembers.
+    fn memory(&self) -> impl Iterator<Item = &Segment> {
+        let pieces = if self.response.is_none() { self.pieces.as_slice() } else { &[] };
+        self.response.iter().chain(pieces).chain(&self.held)
     }
 
     /// Writes the response, or as much of it as there is room for.
