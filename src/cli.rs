@@ -155,7 +155,7 @@ impl DiskOptions {
 
 #[derive(Debug, Subcommand)]
 pub enum Session {
-    /// List who is logged in by iSCSI, iSER and SRP, and the vhost-user controllers
+    /// List who is logged in by iSCSI, iSER and SRP, and the vhost-user and vfio-user controllers
     List,
     /// End a session of iSCSI, iSER or SRP
     Kick {
@@ -184,6 +184,7 @@ Examples:
   vscsi serve
   vscsi serve disk.img --iscsi 0.0.0.0 --allow iqn.1994-05.com.redhat:host9
   vscsi serve disk.img --vhost-user /run/vscsi/vm1.sock --queues 4
+  vscsi serve disk.img --vfio-user /run/vscsi/vm2.sock
   vscsi serve disk.img --iser 192.0.2.1 --allow iqn.1994-05.com.redhat:host9
   vscsi serve disk.img --srp 192.0.2.1:5555 --srp-allow 192.0.2.7
   vscsi vhost-user-scsi --socket-path=/run/vscsi/vm1.sock disk.img

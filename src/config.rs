@@ -29,8 +29,8 @@ pub struct Config {
     pub control: Place,
     /// Where to listen.
     pub portal_groups: Vec<PortalGroup>,
-    /// Controllers for VMMs.
-    pub vhost_user: Vec<Controller>,
+    /// Controllers for VMMs, those of vhost-user first.
+    pub controllers: Vec<Controller>,
     /// SRP over RDMA.
     pub srp: SrpConfig,
     /// Receive buffers that the RDMA connections of a reactor share; `None` for some of their own for

@@ -147,7 +147,7 @@ impl Exporter {
         Ok(target)
     }
 
-    /// Adds the ports by which a vhost-user controller's guest reaches its targets. Call it when all
+    /// Adds the ports by which a controller's guest reaches its targets. Call it when all
     /// targets are there, and for one controller after the other as they are configured: relative
     /// port identifiers count up.
     pub fn controller(&self, config: &Controller) -> Result<Vec<Export>, ExportError> {
@@ -162,7 +162,7 @@ impl Exporter {
         exports.collect()
     }
 
-    /// Adds the port by which SRP initiators reach a target, after those of vhost-user controllers.
+    /// Adds the port by which SRP initiators reach a target, after those of controllers.
     pub fn srp_port(&self, config: &SrpPort) -> Result<u16, ExportError> {
         let target = self.model.target(config.target.as_str())?;
         let PortName { id_ext, ioc_guid } = config.name;
@@ -270,7 +270,7 @@ mod tests {
     use crate::{
         config::{
             srp::SrpAllow,
-            vhost_user::{ControllerName, Door},
+            vhost_user::{ControllerName, Door, Protocol},
         },
         disk::{Defaults, Kind},
     };
@@ -318,6 +318,7 @@ mod tests {
         let (before, target) = exporter();
         let iqn = IscsiName::parse(&target.name).unwrap();
         let controller = |name| Controller {
+            protocol: Protocol::VhostUser,
             door: Door::Descriptor(0),
             queues: 1,
             name: ControllerName::parse(name).unwrap(),

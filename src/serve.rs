@@ -55,7 +55,7 @@ pub struct Daemon {
     pub exporter: Exporter,
     /// What iSCSI's endpoints share.
     pub shared: Arc<Shared>,
-    /// The vhost-user controllers.
+    /// The controllers for VMMs.
     pub fronts: Vec<Front>,
     /// iSER and SRP.
     pub over_rdma: OverRdma,
@@ -151,7 +151,7 @@ pub fn check(path: &Path, json: bool) -> Result<(), Report> {
     }
     chap(config.discovery_chap.as_ref())?;
     let luns: usize = config.targets.iter().map(|target| target.luns.len()).sum();
-    let (targets, controllers) = (config.targets.len(), config.vhost_user.len());
+    let (targets, controllers) = (config.targets.len(), config.controllers.len());
     let rdma = config.needs_rdma().then(doctor::rdma);
     if json {
         let counts = serde_json::json!({
@@ -160,7 +160,7 @@ pub fn check(path: &Path, json: bool) -> Result<(), Report> {
         println!("{counts}");
     } else {
         let path = path.display();
-        println!("{path}: {targets} targets, {luns} LUNs, {controllers} vhost-user controllers");
+        println!("{path}: {targets} targets, {luns} LUNs, {controllers} controllers for VMMs");
         if let Some(rdma) = rdma {
             println!("{path}: {}", rdma.summary());
         }
@@ -177,7 +177,7 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     }
     // Before anything is opened: it takes over inherited descriptors by their numbers. And early, for
     // guests whose VMM waits to connect again.
-    let doors = vhost_user::open(&config.vhost_user)?;
+    let doors = vhost_user::open(&config.controllers)?;
     process::raise_descriptor_limit();
     // Before any thread: they inherit the mask, so that only the waiting thread gets signals.
     let signals = process::block_signals().map_err(|source| system("signals", source))?;
@@ -233,7 +233,7 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     portals.extend(&over_rdma.portals);
     let (handles, threads): (Vec<_>, Vec<_>) = threads.into_iter().unzip();
     let (fronts, sockets) = vhost_user::serve(devices, request_stop)
-        .map_err(|source| system("a vhost-user controller", source))?;
+        .map_err(|source| system("a controller for a VMM", source))?;
     let daemon = Arc::new(Daemon {
         exporter,
         shared: Arc::clone(&shared),

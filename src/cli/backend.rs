@@ -15,7 +15,9 @@ use crate::{
     config::{
         Allow, Config, IO_TIMEOUT, IscsiConfig, Place, TargetConfig,
         srp::SrpConfig,
-        vhost_user::{self, Controller, ControllerName, DEFAULT_QUEUES, Door, SocketPlace},
+        vhost_user::{
+            self, Controller, ControllerName, DEFAULT_QUEUES, Door, Protocol, SocketPlace,
+        },
     },
     report::{Exit, Report},
 };
@@ -68,9 +70,10 @@ impl BackendArgs {
     pub fn plan(&self, matches: &ArgMatches, control: Option<&PathBuf>) -> Result<Plan, Report> {
         let lists = DiskLists { files: &self.disks, ram: &self.ram, null: &self.null };
         let luns = lists.in_order(&self.options, matches)?;
+        let fault = |fault| ServeError::Controller { option: PROGRAM, fault };
         let (door, usual) = match (&self.socket_path, self.fd) {
             (Some(path), _) => {
-                let place = SocketPlace::new(path).map_err(ServeError::from)?;
+                let place = SocketPlace::new(path).map_err(fault)?;
                 let name = place.default_name();
                 (Door::Socket(place), name)
             }
@@ -84,7 +87,7 @@ impl BackendArgs {
             return Err(Report::new(Exit::Usage, "no-disk", "there is no disk to export")
                 .fix("name an image, or give --ram SIZE"));
         }
-        let name = self.name.clone().map_or(usual, Ok).map_err(ServeError::from)?;
+        let name = self.name.clone().map_or(usual, Ok).map_err(fault)?;
         let target = TargetConfig {
             name: default_name(),
             alias: None,
@@ -95,6 +98,7 @@ impl BackendArgs {
             luns,
         };
         let controller = Controller {
+            protocol: Protocol::VhostUser,
             door,
             queues: self.queues,
             name,
@@ -105,7 +109,7 @@ impl BackendArgs {
             state_dir: self.state_dir.as_deref().map_or(Place::Usual, or_none),
             control: control.map_or(Place::Nowhere, |path| or_none(path)),
             portal_groups: Vec::new(),
-            vhost_user: vec![controller],
+            controllers: vec![controller],
             srp: SrpConfig::default(),
             discovery_chap: None,
             shared_receives: None,
@@ -153,7 +157,7 @@ mod tests {
     #[test]
     fn the_name_of_the_program_makes_it_a_backend() {
         let plan = plan("/usr/libexec/vhost-user-scsi --socket-path=/run/vm1.sock a.img").unwrap();
-        let [controller] = &plan.config.vhost_user[..] else { panic!("{:?}", plan.config) };
+        let [controller] = &plan.config.controllers[..] else { panic!("{:?}", plan.config) };
         assert_eq!((controller.queues, controller.name.as_str()), (4, "vm1"));
         assert_eq!(plan.config.control, Place::Nowhere);
         assert_eq!(plan.config.targets[0].luns.len(), 1);
@@ -162,7 +166,7 @@ mod tests {
     #[test]
     fn a_descriptor_is_a_door() {
         let plan = plan("vscsi vhost-user-scsi --fd=3 --ram 1M --name x --queues 2").unwrap();
-        let [controller] = &plan.config.vhost_user[..] else { panic!("{:?}", plan.config) };
+        let [controller] = &plan.config.controllers[..] else { panic!("{:?}", plan.config) };
         assert_eq!(controller.door, Door::Descriptor(3));
         assert_eq!((controller.queues, controller.name.as_str()), (2, "x"));
     }

@@ -21,7 +21,8 @@ use crate::{
         file::{self, ConfigError, PortalError},
         srp::{self, InitiatorError, PortName, SrpAllow, SrpConfig, SrpInitiator, SrpPort},
         vhost_user::{
-            self, Controller, ControllerError, ControllerName, DEFAULT_QUEUES, Door, Socket,
+            self, Controller, ControllerError, ControllerName, DEFAULT_QUEUES, Door, Protocol,
+            Socket,
         },
     },
     disk::{Disk, Source},
@@ -30,6 +31,7 @@ use crate::{
 };
 
 #[derive(Clone, Debug, Args)]
+#[group(id = "for_vmm", multiple = true, args = ["vhost_user", "vfio_user"])]
 pub struct ServeArgs {
     /// Image file or block device, with options as in PATH,ro,bs=4096,pbs=4096,direct,removable,handover,erase-rate=64M,serial=X,lun=N
     #[arg(value_name = "DISK")]
@@ -56,8 +58,12 @@ pub struct ServeArgs {
     /// SOCKET,name=NAME,queues=N,mode=0660
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user: Vec<String>,
-    /// Request queues of each vhost-user-scsi controller, 1 to 256 [default: 4]
-    #[arg(long, value_name = "N", value_parser = vhost_user::queues, requires = "vhost_user")]
+    /// Be a virtio-scsi PCI function for the VMM that connects to this socket by vfio-user, with
+    /// options as in SOCKET,name=NAME,queues=N,mode=0660
+    #[arg(long, value_name = "SOCKET")]
+    pub vfio_user: Vec<String>,
+    /// Request queues of each controller for a VMM, 1 to 256 [default: 4]
+    #[arg(long, value_name = "N", value_parser = vhost_user::queues, requires = "for_vmm")]
     pub queues: Option<u16>,
     /// Name of the target [default: iqn.2026-11.org.vscsi:disk]
     #[arg(long, value_name = "IQN")]
@@ -90,7 +96,7 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["disks", "ram", "null", "iscsi", "iser", "srp", "srp_allow", "vhost_user", "queues", "name", "allow", "allow_any",
+        conflicts_with_all = ["disks", "ram", "null", "iscsi", "iser", "srp", "srp_allow", "vhost_user", "vfio_user", "queues", "name", "allow", "allow_any",
             "chap_file", "discovery_chap_file", "block_size", "read_only", "removable", "direct",
             "serial"]
     )]
@@ -142,13 +148,18 @@ pub enum ServeError {
         fault: PortalError,
     },
     /// A socket that is none.
-    #[error("--vhost-user: {0}")]
-    Controller(#[from] ControllerError),
+    #[error("--{option}: {fault}")]
+    Controller {
+        /// Of which option.
+        option: &'static str,
+        /// What is wrong.
+        fault: ControllerError,
+    },
     /// Two sockets that are one.
     #[error("the socket {} is there twice", .0.display())]
     SocketTwice(PathBuf),
     /// Two controllers that reservations could not tell apart.
-    #[error("two vhost-user-scsi controllers are called {0}")]
+    #[error("two controllers are called {0}")]
     ControllerTwice(ControllerName),
     /// The configuration file.
     #[error(transparent)]
@@ -189,7 +200,7 @@ impl From<ServeError> for Report {
             }
             ServeError::Disks(error) => error.into(),
             ServeError::Portal { .. } => Self::new(Exit::Usage, "portal", what),
-            ServeError::Controller(_) => {
+            ServeError::Controller { .. } => {
                 Self::new(Exit::Usage, "vhost-user", what).fix(SOCKET_OPTIONS)
             }
             ServeError::SocketTwice(_) | ServeError::ControllerTwice(_) => {
@@ -229,7 +240,7 @@ impl ServeArgs {
     fn of_arguments(&self, matches: &ArgMatches) -> Result<Plan, ServeError> {
         let lists = DiskLists { files: &self.disks, ram: &self.ram, null: &self.null };
         let disks = lists.in_order(&self.options, matches)?;
-        let vhost_user = self.sockets()?;
+        let sockets = self.sockets()?;
         let iser = portals("iser", &self.iser)?;
         let srp_listen =
             self.srp.iter().map(|text| srp::listen(text)).collect::<Result<Vec<_>, _>>()?;
@@ -238,7 +249,7 @@ impl ServeArgs {
             && self.iscsi.is_empty()
             && iser.is_empty()
             && srp_listen.is_empty()
-            && vhost_user.is_empty()
+            && sockets.is_empty()
             && self.allow.is_empty();
         let listen = match demo {
             true => portals("iscsi", &["127.0.0.1".to_owned()])?,
@@ -246,7 +257,7 @@ impl ServeArgs {
         };
         let no_iscsi = listen.is_empty() && iser.is_empty();
         let allow = match (no_iscsi, demo || self.allow_any, self.allow.is_empty()) {
-            (true, ..) if vhost_user.is_empty() && srp_listen.is_empty() => {
+            (true, ..) if sockets.is_empty() && srp_listen.is_empty() => {
                 return Err(ServeError::NoPortal);
             }
             (true, false, true) if self.chap_file.is_none() => Allow::Names(Vec::new()),
@@ -268,13 +279,14 @@ impl ServeArgs {
             Some(name) => name.clone(),
             None => default_name(),
         };
-        let controller = |socket: Socket| Controller {
+        let controller = |(protocol, socket): (Protocol, Socket)| Controller {
+            protocol,
             door: Door::Socket(socket.place),
             queues: socket.queues.or(self.queues).unwrap_or(DEFAULT_QUEUES),
             name: socket.name,
             targets: BTreeMap::from([(0, name.clone())]),
         };
-        let vhost_user = vhost_user.into_iter().map(controller).collect();
+        let controllers = sockets.into_iter().map(controller).collect();
         let srp = match srp_listen.is_empty() {
             true => SrpConfig::default(),
             false => SrpConfig {
@@ -304,7 +316,7 @@ impl ServeArgs {
             state_dir: Place::Usual,
             control: Place::Usual,
             portal_groups: groups,
-            vhost_user,
+            controllers,
             srp,
             discovery_chap: self.discovery_chap_file.as_ref().map(chap),
             shared_receives: None,
@@ -328,11 +340,15 @@ impl ServeArgs {
         }
     }
 
-    fn sockets(&self) -> Result<Vec<Socket>, ServeError> {
-        let mut sockets: Vec<Socket> = Vec::new();
-        for text in &self.vhost_user {
-            let socket = Socket::parse(text)?;
-            for other in &sockets {
+    fn sockets(&self) -> Result<Vec<(Protocol, Socket)>, ServeError> {
+        let vhost_user = self.vhost_user.iter().map(|text| (Protocol::VhostUser, text));
+        let vfio_user = self.vfio_user.iter().map(|text| (Protocol::VfioUser, text));
+        let mut sockets: Vec<(Protocol, Socket)> = Vec::new();
+        for (protocol, text) in vhost_user.chain(vfio_user) {
+            let option = protocol.name();
+            let socket =
+                Socket::parse(text).map_err(|fault| ServeError::Controller { option, fault })?;
+            for (_, other) in &sockets {
                 if other.place.path() == socket.place.path() {
                     return Err(ServeError::SocketTwice(socket.place.path().to_owned()));
                 }
@@ -340,7 +356,7 @@ impl ServeArgs {
                     return Err(ServeError::ControllerTwice(socket.name));
                 }
             }
-            sockets.push(socket);
+            sockets.push((protocol, socket));
         }
         Ok(sockets)
     }
@@ -421,7 +437,7 @@ mod tests {
     #[test]
     fn a_socket_is_enough_and_needs_nobody_allowed() {
         let plan = plan("a.img --vhost-user /run/x/vm1.sock --queues 8").unwrap();
-        let [controller] = &plan.config.vhost_user[..] else { panic!("{:?}", plan.config) };
+        let [controller] = &plan.config.controllers[..] else { panic!("{:?}", plan.config) };
         assert_eq!((controller.queues, controller.name.as_str()), (8, "vm1"));
         assert_eq!(controller.targets, BTreeMap::from([(0, default_name())]));
         assert!(!plan.demo && plan.config.portal_groups.is_empty());
@@ -432,7 +448,7 @@ mod tests {
     fn iscsi_beside_a_socket_needs_somebody_allowed() {
         let args = "a.img --vhost-user /x/a --iscsi 127.0.0.1";
         assert!(matches!(plan(args), Err(ServeError::NobodyAllowed)));
-        assert_eq!(plan(&format!("{args} --allow-any")).unwrap().config.vhost_user.len(), 1);
+        assert_eq!(plan(&format!("{args} --allow-any")).unwrap().config.controllers.len(), 1);
     }
 
     #[test]
@@ -451,8 +467,22 @@ mod tests {
         assert!(matches!(plan(args), Err(ServeError::SocketTwice(_))));
         let args = "a.img --queues 8 --vhost-user /x/a.sock --vhost-user /y/a.sock,name=b,queues=2";
         let plan = plan(args).unwrap();
-        let queues: Vec<u16> = plan.config.vhost_user.iter().map(|c| c.queues).collect();
+        let queues: Vec<u16> = plan.config.controllers.iter().map(|c| c.queues).collect();
         assert_eq!(queues, [8, 2]);
+    }
+
+    #[test]
+    fn controllers_of_both_protocols_share_names_and_options() {
+        let args = "a.img --vfio-user /x/a.sock,queues=2 --queues 8 --vhost-user /x/b.sock";
+        let controllers = plan(args).unwrap().config.controllers;
+        let found: Vec<_> = controllers.iter().map(|c| (c.protocol, c.queues)).collect();
+        assert_eq!(found, [(Protocol::VhostUser, 8), (Protocol::VfioUser, 2)]);
+        let args = "a.img --vhost-user /x/a.sock --vfio-user /y/a.sock";
+        assert!(matches!(plan(args), Err(ServeError::ControllerTwice(_))));
+        let args = "a.img --vhost-user /x/a.sock --vfio-user /x/a.sock,name=b";
+        assert!(matches!(plan(args), Err(ServeError::SocketTwice(_))));
+        let error = plan("a.img --vfio-user /x/a,queues=0").unwrap_err().to_string();
+        assert!(error.starts_with("--vfio-user: \"0\" is not a number"), "{error}");
     }
 
     #[test]

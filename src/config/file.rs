@@ -174,6 +174,8 @@ struct RawConfig {
     portal_groups: Option<Vec<RawGroup>>,
     #[serde(default)]
     vhost_user: Vec<RawController>,
+    #[serde(default)]
+    vfio_user: Vec<RawController>,
     srp: Option<RawSrp>,
     rdma: Option<RawRdma>,
     discovery: Option<RawDiscovery>,
@@ -324,16 +326,14 @@ impl Fault {
 
 impl RawConfig {
     fn check(self) -> Result<Config, Fault> {
-        if self.portal_groups.is_none() && self.vhost_user.is_empty() && self.srp.is_none() {
-            let fault = "neither \"portal_groups\" nor \"vhost_user\" nor \"srp\" is there";
+        let fronts = vhost_user::check(self.vhost_user, self.vfio_user)?;
+        if self.portal_groups.is_none() && fronts.is_empty() && self.srp.is_none() {
+            let fault = "neither \"portal_groups\" nor \"vhost_user\" nor \"vfio_user\" nor \"srp\" \
+                         is there";
             let fix = format!(
                 "\"portal_groups\": [{{\"tag\": 1, \"listen\": [\"127.0.0.1:{ISCSI_PORT}\"]}}]"
             );
             return Err(Fault::new("", fault, fix));
-        }
-        let mut fronts = Vec::new();
-        for (index, controller) in self.vhost_user.into_iter().enumerate() {
-            fronts.push(controller.check(&format!("vhost_user[{index}]"))?);
         }
         let mut tags = BTreeSet::new();
         let mut portal_groups = Vec::new();
@@ -366,7 +366,7 @@ impl RawConfig {
             state_dir: place(self.state_dir),
             control: place(self.control),
             portal_groups,
-            vhost_user: vhost_user::join(fronts, &targets)?,
+            controllers: vhost_user::join(fronts, &targets)?,
             srp: self.srp.map(|srp| srp.check(&targets)).transpose()?.unwrap_or_default(),
             discovery_chap: discovery_chap.map(|chap| chap.check("discovery.chap")).transpose()?,
             shared_receives: self
@@ -540,7 +540,7 @@ fn visible_to(names: Vec<String>, place: &str, fronts: &[Front]) -> Result<Vec<S
         }
         nexus_name(&name).map_err(|error| {
             let fix = "name an iSCSI initiator, an SRP initiator by its whole port identifier, or a \
-                       controller of \"vhost_user\"";
+                       controller of \"vhost_user\" or \"vfio_user\"";
             Fault::new(format!("{place}.visible_to[{index}]"), error, fix)
         })
     });

@@ -1,4 +1,4 @@
-//! vhost-user-scsi controllers: one socket each, behind which a VMM finds targets.
+//! Controllers for VMMs: one socket each, behind which a VMM finds targets by vhost-user or vfio-user.
 
 use std::{
     collections::BTreeMap,
@@ -13,9 +13,11 @@ use thiserror::Error;
 
 use crate::disk;
 
-/// A vhost-user-scsi controller.
+/// A controller that a VMM plugs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Controller {
+    /// How the VMM speaks with it.
+    pub protocol: Protocol,
     /// How the VMM reaches it.
     pub door: Door,
     /// Request queues, 1 to [`MAX_QUEUES`].
@@ -24,6 +26,33 @@ pub struct Controller {
     pub name: ControllerName,
     /// The targets by the number that the guest addresses them with; at least one.
     pub targets: BTreeMap<u8, IscsiName>,
+}
+
+/// How a VMM speaks with a controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// vhost-user: the VMM has the PCI function, and its queues are here.
+    VhostUser,
+    /// vfio-user: the PCI function is here too.
+    VfioUser,
+}
+
+impl Protocol {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::VhostUser => "vhost-user",
+            Self::VfioUser => "vfio-user",
+        }
+    }
+
+    /// The option and the key that name its sockets.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::VhostUser => "vhost_user",
+            Self::VfioUser => "vfio_user",
+        }
+    }
 }
 
 /// How a VMM reaches a controller.

@@ -153,6 +153,9 @@ pub enum Session {
     /// A vhost-user controller, whether or not a VMM uses it.
     #[serde(rename = "vhost-user")]
     VhostUser(ControllerInfo),
+    /// A vfio-user controller, whether or not a VMM uses it.
+    #[serde(rename = "vfio-user")]
+    VfioUser(ControllerInfo),
 }
 
 impl Session {
@@ -161,7 +164,7 @@ impl Session {
         match self {
             Self::Iscsi(session) | Self::Iser(session) => session.reactor == reactor,
             Self::Srp(session) => session.channels.iter().any(|c| c.reactor == reactor),
-            Self::VhostUser(_) => false,
+            Self::VhostUser(_) | Self::VfioUser(_) => false,
         }
     }
 }
@@ -200,7 +203,7 @@ pub struct SrpChannel {
     pub reactor: u16,
 }
 
-/// A vhost-user controller.
+/// A controller for a VMM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControllerInfo {
     /// Its name.

@@ -128,7 +128,7 @@ pub fn session(command: &cli::Session, common: &Common) -> Result<(), Report> {
             let number = number.parse().map_err(|_| {
                 let what = format!("{id:?} is not the number of a session");
                 Report::new(Exit::Usage, "no-session", what)
-                    .why("only sessions can be ended here; a vhost-user controller is its VMM's")
+                    .why("only sessions can be ended here; a controller is its VMM's")
                     .fix("vscsi session list shows the numbers; unplug a controller in its VMM")
             })?;
             let kick = SessionKick { id: number, transport };

@@ -35,20 +35,21 @@ pub fn who(who: &[Session]) -> String {
     let (mut logged_in, mut controllers) = (Vec::new(), Vec::new());
     for session in who {
         match session {
-            Session::VhostUser(controller) => controllers.push(controller),
+            Session::VhostUser(controller) => controllers.push(("vhost-user", controller)),
+            Session::VfioUser(controller) => controllers.push(("vfio-user", controller)),
             _ => logged_in.extend(cells(session)),
         }
     }
     match (logged_in.is_empty(), controllers.is_empty()) {
         (_, true) => sessions(logged_in),
-        (true, false) => vhost_user(&controllers),
-        (false, false) => format!("{}\n{}", sessions(logged_in), vhost_user(&controllers)),
+        (true, false) => plugged(&controllers),
+        (false, false) => format!("{}\n{}", sessions(logged_in), plugged(&controllers)),
     }
 }
 
-fn vhost_user(controllers: &[&ControllerInfo]) -> String {
-    let mut rows = vec![row(["CONTROLLER", "STATE", "QUEUES", "TARGETS", "SOCKET"])];
-    rows.extend(controllers.iter().map(|controller| {
+fn plugged(controllers: &[(&str, &ControllerInfo)]) -> String {
+    let mut rows = vec![row(["CONTROLLER", "BY", "STATE", "QUEUES", "TARGETS", "SOCKET"])];
+    rows.extend(controllers.iter().map(|(by, controller)| {
         let targets: Vec<String> = controller
             .targets
             .iter()
@@ -57,6 +58,7 @@ fn vhost_user(controllers: &[&ControllerInfo]) -> String {
         let socket = controller.socket.as_ref().map(|path| path.display().to_string());
         row([
             controller.name.as_str(),
+            by,
             if controller.connected { "connected" } else { "waiting" },
             &format!("{} running", controller.queues_running),
             &targets.join(" "),
@@ -83,7 +85,7 @@ fn cells(session: &Session) -> Option<Vec<String>> {
         Session::Iscsi(session) => iscsi("iscsi", session),
         Session::Iser(session) => iscsi("iser", session),
         Session::Srp(session) => srp(session),
-        Session::VhostUser(_) => return None,
+        Session::VhostUser(_) | Session::VfioUser(_) => return None,
     })
 }
 
@@ -212,9 +214,12 @@ mod tests {
             queues_running: 6,
             targets: vec![TargetEntry { id: 0, target: "iqn.x:a".to_owned() }],
         };
-        let expected = "CONTROLLER  STATE      QUEUES     TARGETS    SOCKET\n\
-                        vm1         connected  6 running  0=iqn.x:a  /run/vm1.sock\n";
-        assert_eq!(who(&[Session::VhostUser(controller)]), expected);
+        let other = ControllerInfo { connected: false, queues_running: 0, ..controller.clone() };
+        let expected = "CONTROLLER  BY          STATE      QUEUES     TARGETS    SOCKET\n\
+                        vm1         vhost-user  connected  6 running  0=iqn.x:a  /run/vm1.sock\n\
+                        vm1         vfio-user   waiting    0 running  0=iqn.x:a  /run/vm1.sock\n";
+        let both = [Session::VhostUser(controller), Session::VfioUser(other)];
+        assert_eq!(who(&both), expected);
         assert_eq!(who(&[]), "nobody is logged in\n");
     }
 

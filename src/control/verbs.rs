@@ -203,7 +203,7 @@ fn lun_info(target: &Target, number: u16, lu: &LogicalUnit) -> LunInfo {
 }
 
 fn who(daemon: &Daemon) -> Vec<Session> {
-    let controllers = daemon.fronts.iter().map(|front| Session::VhostUser(front.info()));
+    let controllers = daemon.fronts.iter().map(|front| front.session());
     sessions(daemon).into_iter().chain(controllers).collect()
 }
 

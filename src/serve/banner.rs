@@ -10,6 +10,7 @@ use crate::{
     config::{
         Allow, Config, TargetConfig,
         srp::{PortName, SrpAllow, SrpPort},
+        vhost_user::Protocol,
     },
     size,
 };
@@ -83,12 +84,16 @@ fn object(daemon: &Daemon, config: &Config, portals: &[Portal], control: Option<
         "listen": listen.collect::<Vec<_>>(),
         "ports": ports.collect::<Vec<_>>(),
     });
-    let controllers: Vec<_> = daemon.fronts.iter().map(|front| front.facts()).collect();
+    let controllers = |protocol| {
+        let fronts = daemon.fronts.iter().filter(|front| front.protocol() == protocol);
+        fronts.map(|front| front.facts()).collect::<Vec<_>>()
+    };
     let object = json!({
         "targets": targets,
         "portals": portals,
         "control": control,
-        "vhost_user": controllers,
+        "vhost_user": controllers(Protocol::VhostUser),
+        "vfio_user": controllers(Protocol::VfioUser),
         "srp": srp,
     });
     format!("{object}\n")
@@ -118,7 +123,11 @@ fn text(
         text += &front.about();
         match front.socket() {
             Some(socket) if index < MOST_TO_PASTE => {
-                text += &plug(&socket.to_string_lossy(), front.queues(), index);
+                let socket = socket.to_string_lossy();
+                text += &match front.protocol() {
+                    Protocol::VhostUser => plug(&socket, front.queues(), index),
+                    Protocol::VfioUser => plug_function(&socket),
+                };
             }
             _ => {}
         }
@@ -262,6 +271,24 @@ fn plug(socket: &str, queues: u16, index: usize) -> String {
     )
 }
 
+/// Lines for the VMMs that speak vfio-user.
+fn plug_function(socket: &str) -> String {
+    let device = json!({
+        "driver": "vfio-user-pci",
+        "socket": {"type": "unix", "path": socket},
+    });
+    format!(
+        "\n  QEMU from 10.1 on:\n\
+         \x20   -object memory-backend-memfd,id=m,size=2G,share=on -machine memory-backend=m \\\n\
+         \x20   -device {}\n\
+         \x20 Cloud Hypervisor:\n\
+         \x20   --memory size=2G,shared=on \\\n\
+         \x20   --user-device {}\n",
+        shell(&device.to_string()),
+        shell(&format!("socket={socket}")),
+    )
+}
+
 /// A word as a shell takes it.
 fn shell(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=+@%".contains(c);
@@ -304,6 +331,15 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn lines_of_a_function_name_its_socket() {
+        let text = plug_function("/run/vscsi/vm2.sock");
+        let socket = r#"{"path":"/run/vscsi/vm2.sock","type":"unix"}"#;
+        let device = format!("-device '{{\"driver\":\"vfio-user-pci\",\"socket\":{socket}}}'\n");
+        assert!(text.contains(&device), "{text}");
+        assert!(text.contains("--user-device socket=/run/vscsi/vm2.sock\n"), "{text}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The vhost-user controllers of this process: their sockets, their devices, and the front door that
+//! The controllers for VMMs of this process: their sockets, their devices, and the front door that
 //! joins the two.
 
 use std::{
@@ -16,12 +16,12 @@ use std::{
 
 use serde_json::{Value, json};
 use thiserror::Error;
-use vmm_glue::{controller, queue::Note, vhost::Server};
+use vmm_glue::{controller, door::Server, queue::Note, vfio_user, vhost};
 
 use super::{fabric::Reactors, inherited};
 use crate::{
-    config::vhost_user::{Controller, Door},
-    control::api::{ControllerInfo, TargetEntry},
+    config::vhost_user::{Controller, Door, Protocol},
+    control::api::{ControllerInfo, Session, TargetEntry},
     export::{ExportError, Exporter},
     report::{Exit, Report},
     socket::{Listening, SocketError},
@@ -136,12 +136,19 @@ pub fn serve(devices: Vec<Device>, gone: fn()) -> io::Result<(Vec<Front>, Vec<Li
     for Device { opened, device } in devices {
         let server = match opened.way {
             Way::Listening(socket) => {
-                let server = Server::listen(socket.listener.try_clone()?, device)?;
+                let listener = socket.listener.try_clone()?;
+                let server = match opened.config.protocol {
+                    Protocol::VhostUser => vhost::listen(listener, device)?,
+                    Protocol::VfioUser => vfio_user::listen(listener, device)?,
+                };
                 sockets.push(socket);
                 Arc::new(server)
             }
             Way::Connected(stream) => {
-                let server = Arc::new(Server::connected(stream, device)?);
+                let server = Arc::new(match opened.config.protocol {
+                    Protocol::VhostUser => vhost::connected(stream, device)?,
+                    Protocol::VfioUser => vfio_user::connected(stream, device)?,
+                });
                 let waited = Arc::clone(&server);
                 thread::Builder::new().name("vmm-gone".to_owned()).spawn(move || {
                     waited.wait();
@@ -165,7 +172,7 @@ pub fn stop(fronts: &[Front], grace: Duration) {
             server.stop();
             let _ = done.send(());
         };
-        if thread::Builder::new().name("vhost-stop".to_owned()).spawn(stopper).is_err() {
+        if thread::Builder::new().name("vmm-stop".to_owned()).spawn(stopper).is_err() {
             front.server.stop();
         }
     }
@@ -176,7 +183,7 @@ pub fn stop(fronts: &[Front], grace: Duration) {
             Ok(()) => {}
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
-                tracing::warn!("{left} vhost-user controllers still have requests in progress");
+                tracing::warn!("{left} controllers for VMMs still have requests in progress");
                 return;
             }
         }
@@ -198,6 +205,11 @@ impl Front {
         }
     }
 
+    /// How the VMM speaks with it.
+    pub fn protocol(&self) -> Protocol {
+        self.config.protocol
+    }
+
     /// Its request queues.
     pub fn queues(&self) -> u16 {
         self.config.queues
@@ -205,8 +217,13 @@ impl Front {
 
     /// What it is, for people.
     pub fn about(&self) -> String {
+        let kind = match self.config.protocol {
+            Protocol::VhostUser => "vhost-user-scsi",
+            Protocol::VfioUser => "vfio-user",
+        };
         let mut text = format!(
-            "\nvhost-user-scsi controller {} on {}, {} request queues\n",
+            "\n{} controller {} on {}, {} request queues\n",
+            kind,
             self.config.name,
             self.place(),
             self.config.queues
@@ -228,15 +245,19 @@ impl Front {
     }
 
     /// What it is and does now.
-    pub fn info(&self) -> ControllerInfo {
+    pub fn session(&self) -> Session {
         let status = self.server.status();
-        ControllerInfo {
+        let info = ControllerInfo {
             name: self.config.name.to_string(),
             socket: self.socket(),
             connected: status.connected,
             queues: self.config.queues,
             queues_running: status.queues,
             targets: self.targets(),
+        };
+        match self.config.protocol {
+            Protocol::VhostUser => Session::VhostUser(info),
+            Protocol::VfioUser => Session::VfioUser(info),
         }
     }
 

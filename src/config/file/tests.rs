@@ -148,7 +148,7 @@ const TWO: &str =
 fn a_controller_reaches_the_only_target() {
     let text = format!("{{\"vhost_user\": [{{\"socket\": \"/run/vscsi/vm1.sock\"}}], {ONE}}}");
     let config = parse_text(&text).unwrap();
-    let [controller] = &config.vhost_user[..] else { panic!("{:?}", config.vhost_user) };
+    let [controller] = &config.controllers[..] else { panic!("{:?}", config.controllers) };
     assert_eq!((controller.name.as_str(), controller.queues), ("vm1", 4));
     assert_eq!(controller.targets, BTreeMap::from([(0, config.targets[0].name.clone())]));
     assert!(config.portal_groups.is_empty());
@@ -161,7 +161,7 @@ fn a_controller_has_ids_for_several_targets() {
             "targets": [{{"id": 255, "target": "iqn.2026-11.org.x:b"}}]}}], {TWO}}}"#
     );
     let config = parse_text(&text).unwrap();
-    let controller = &config.vhost_user[0];
+    let controller = &config.controllers[0];
     assert_eq!(controller.targets, BTreeMap::from([(255, config.targets[1].name.clone())]));
     let Door::Socket(place) = &controller.door else { panic!("{:?}", controller.door) };
     assert_eq!((place.mode, controller.queues), (0o660, 256));
@@ -187,7 +187,7 @@ fn controllers_that_cannot_be_are_refused() {
     let controllers =
         |list: &str, targets: &str| format!("{{\"vhost_user\": [{list}], {targets}}}");
     for (text, fault) in [
-        (format!("{{{ONE}}}"), "neither \"portal_groups\" nor \"vhost_user\""),
+        (format!("{{{ONE}}}"), "neither \"portal_groups\" nor \"vhost_user\" nor \"vfio_user\""),
         (controllers(r#"{"socket": "/a"}"#, TWO), "which of 2 targets"),
         (controllers(r#"{"socket": "/a", "targets": []}"#, ONE), "reaches no target"),
         (controllers(r#"{"socket": "/a", "queues": 257}"#, ONE), "not in the range 1 to 256"),
@@ -223,7 +223,29 @@ fn two_targets_may_have_a_controller_of_the_same_name() {
             {{"socket": "/a/vm1", "targets": [{{"id": 0, "target": "iqn.2026-11.org.x:a"}}]}},
             {{"socket": "/b/vm1", "targets": [{{"id": 0, "target": "iqn.2026-11.org.x:b"}}]}}], {TWO}}}"#
     );
-    assert_eq!(parse_text(&text).unwrap().vhost_user.len(), 2);
+    assert_eq!(parse_text(&text).unwrap().controllers.len(), 2);
+}
+
+#[test]
+fn controllers_of_both_protocols_are_one_list() {
+    let of = |vfio_user: &str| {
+        format!(
+            r#"{{"vhost_user": [{{"socket": "/run/vm1"}}], "vfio_user": [{vfio_user}], {ONE}}}"#
+        )
+    };
+    let config = parse_text(&of(r#"{"socket": "/run/vm2", "queues": 2}"#)).unwrap();
+    let found: Vec<_> = config.controllers.iter().map(|c| (c.protocol.name(), c.queues)).collect();
+    assert_eq!(found, [("vhost-user", 4), ("vfio-user", 2)]);
+    for (vfio_user, fault) in [
+        (r#"{"socket": "/run/vm1", "name": "b"}"#, "/run/vm1 is the socket of two controllers"),
+        (r#"{"socket": "/other/vm1"}"#, "are called vm1"),
+        (r#"{"socket": "/a", "mode": "rw"}"#, "vfio_user[0].mode"),
+    ] {
+        let error = error(&of(vfio_user));
+        assert!(error.contains(fault), "{error}");
+    }
+    let alone = format!(r#"{{"vfio_user": [{{"socket": "/run/vm2"}}], {ONE}}}"#);
+    assert_eq!(parse_text(&alone).unwrap().controllers.len(), 1);
 }
 
 fn srp(srp: &str, targets: &str) -> String {

@@ -1,4 +1,4 @@
-//! `"vhost_user"`: the controllers that VMMs plug in.
+//! `"vhost_user"` and `"vfio_user"`: the controllers that VMMs plug in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,8 +12,8 @@ use super::{
 use crate::config::{
     TargetConfig,
     vhost_user::{
-        Controller, ControllerError, ControllerName, DEFAULT_QUEUES, Door, MAX_QUEUES, SocketPlace,
-        mode,
+        Controller, ControllerError, ControllerName, DEFAULT_QUEUES, Door, MAX_QUEUES, Protocol,
+        SocketPlace, mode,
     },
 };
 
@@ -36,6 +36,9 @@ struct RawEntry {
 
 /// A controller whose targets are not looked up yet.
 pub(super) struct Front {
+    protocol: Protocol,
+    /// Where it stands in the file.
+    place: String,
     door: SocketPlace,
     queues: u16,
     pub(super) name: ControllerName,
@@ -43,7 +46,7 @@ pub(super) struct Front {
 }
 
 impl RawController {
-    pub(super) fn check(self, place: &str) -> Result<Front, Fault> {
+    fn check(self, protocol: Protocol, place: &str) -> Result<Front, Fault> {
         let fault = |key: &'static str, fix: &'static str| {
             let place = format!("{place}.{key}");
             move |error: ControllerError| Fault::new(place, error, fix)
@@ -58,8 +61,23 @@ impl RawController {
             None => door.default_name().map_err(fault("socket", NAME))?,
         };
         let queues = self.queues.map_or(DEFAULT_QUEUES, |n| n.0 as u16);
-        Ok(Front { door, queues, name, targets: self.targets })
+        let (place, targets) = (place.to_owned(), self.targets);
+        Ok(Front { protocol, place, door, queues, name, targets })
     }
+}
+
+/// Checks the controllers of both lists, one for itself.
+pub(super) fn check(
+    vhost_user: Vec<RawController>,
+    vfio_user: Vec<RawController>,
+) -> Result<Vec<Front>, Fault> {
+    let lists = [(Protocol::VhostUser, vhost_user), (Protocol::VfioUser, vfio_user)];
+    let numbered = lists.into_iter().flat_map(|(protocol, list)| {
+        list.into_iter().enumerate().map(move |(index, raw)| (protocol, index, raw))
+    });
+    numbered
+        .map(|(protocol, index, raw)| raw.check(protocol, &format!("{}[{index}]", protocol.key())))
+        .collect()
 }
 
 /// Looks the targets up, and refuses two controllers that would be one.
@@ -67,8 +85,8 @@ pub(super) fn join(fronts: Vec<Front>, targets: &[TargetConfig]) -> Result<Vec<C
     let mut sockets = BTreeSet::new();
     let mut ports = BTreeSet::new();
     let mut controllers = Vec::new();
-    for (index, front) in fronts.into_iter().enumerate() {
-        let place = format!("vhost_user[{index}]");
+    for front in fronts {
+        let place = front.place;
         if !sockets.insert(front.door.path().to_owned()) {
             let fault = format!("{} is the socket of two controllers", front.door.path().display());
             let fix = "give each controller a socket of its own";
@@ -82,6 +100,7 @@ pub(super) fn join(fronts: Vec<Front>, targets: &[TargetConfig]) -> Result<Vec<C
             }
         }
         controllers.push(Controller {
+            protocol: front.protocol,
             door: Door::Socket(front.door),
             queues: front.queues,
             name: front.name,
