@@ -19,6 +19,9 @@ class VhostVscsi(Vscsi):
     `luns` are the first target's; `spare` has a logical unit for each of the others.
     """
 
+    # The key of the sockets in the configuration file.
+    protocol = "vhost_user"
+
     def __init__(self, lab, luns, *, spare=(), state_dir=None, **options):
         super().__init__(lab, luns, **options)
         self._spare = spare
@@ -35,7 +38,7 @@ class VhostVscsi(Vscsi):
             "control": str(self.control_path),
             "state_dir": str(self._state_dir),
             "portal_groups": [{"tag": 1, "listen": [self.address]}],
-            "vhost_user": [
+            self.protocol: [
                 # The port's name is the same wherever the guest goes.
                 {"socket": str(socket), "queues": QUEUES, "name": f"guest-{number}",
                  "targets": [{"id": 0, "target": name}]}
