@@ -258,11 +258,17 @@ impl GuestMap {
         self.regions.iter().any(Region::is_lost)
     }
 
+    /// As [`GuestMap::translate_for`], for memory that may be read and written.
+    #[inline]
+    pub fn translate(&self, hint: &mut usize, gpa: u64, len: u32, into: &mut Vec<Segment>) -> bool {
+        self.translate_for(hint, gpa, len, true, into)
+    }
+
     /// Appends where `len` bytes at `gpa` are to `into`: one segment, or one a region where regions
     /// adjoin. False, with `into` in any state, if not all of them are memory that may be read, or
     /// written if `write`. `hint` is where the last search ended.
     #[inline]
-    pub fn translate(
+    pub fn translate_for(
         &self,
         hint: &mut usize,
         gpa: u64,

@@ -13,7 +13,7 @@ fn region(gpa: u64, size: u64) -> Region {
 
 fn lengths(map: &GuestMap, gpa: u64, len: u32) -> Option<Vec<usize>> {
     let mut segments = Vec::new();
-    map.translate(&mut 0, gpa, len, true, &mut segments)
+    map.translate(&mut 0, gpa, len, &mut segments)
         .then(|| segments.iter().map(|segment| segment.len).collect())
 }
 
@@ -67,7 +67,7 @@ fn a_region_may_start_inside_a_page_of_its_file() {
     let region = Region::map(0x8000, 0x1000, 0, 0x1800, backing).unwrap();
     let map = GuestMap::new(vec![region]).unwrap();
     let mut segments = Vec::new();
-    assert!(map.translate(&mut 7, 0x8000, 4, true, &mut segments));
+    assert!(map.translate(&mut 7, 0x8000, 4, &mut segments));
     let mut bytes = [0; 4];
     assert_eq!(vscsi_target::reactor::sg::gather(&segments, &mut bytes), 4);
     assert_eq!(&bytes, b"here");
@@ -94,7 +94,7 @@ fn a_map_knows_that_memory_of_it_is_gone_and_another_is_not_concerned() {
     let other = GuestMap::new(vec![region(&file(0x4000))]).unwrap();
     gone.set_len(0).unwrap();
     let mut list = Vec::new();
-    assert!(map.translate(&mut 0, 0x1ff0, 0x1000, true, &mut list) && !map.is_lost());
+    assert!(map.translate(&mut 0, 0x1ff0, 0x1000, &mut list) && !map.is_lost());
     let mut bytes = [1; 0x1000];
     assert_eq!(vscsi_target::reactor::sg::gather(&list, &mut bytes), 0x1000);
     assert_eq!((bytes, map.is_lost(), other.is_lost()), ([0; 0x1000], true, false));

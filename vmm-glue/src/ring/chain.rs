@@ -49,7 +49,7 @@ impl Chain {
         };
         let Some(sum) = total.checked_add(len) else { return false };
         *total = sum;
-        map.translate(&mut self.hint, addr, len, write, into)
+        map.translate_for(&mut self.hint, addr, len, write, into)
     }
 
     /// Adds a split ring's table of indirect descriptors, `len` bytes at `addr`, in the order of
@@ -104,7 +104,7 @@ impl Table {
                 None => {
                     let mut segments = Vec::new();
                     let mut bytes = vec![0; len as usize];
-                    let all = map.translate(&mut 0, addr, len, false, &mut segments);
+                    let all = map.translate_for(&mut 0, addr, len, false, &mut segments);
                     (all && sg::gather(&segments, &mut bytes) == bytes.len())
                         .then_some(Self::Copied(bytes))?
                 }

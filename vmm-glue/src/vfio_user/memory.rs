@@ -284,8 +284,8 @@ mod tests {
         let (map, _) = memory.commit().unwrap();
         assert_eq!(map.regions().len(), 2);
         let mut segments = Vec::new();
-        assert!(map.translate(&mut 0, 0xff0, 0x20, false, &mut segments));
-        assert!(!map.translate(&mut 0, 0xff0, 0x20, true, &mut segments));
+        assert!(map.translate_for(&mut 0, 0xff0, 0x20, false, &mut segments));
+        assert!(!map.translate_for(&mut 0, 0xff0, 0x20, true, &mut segments));
         assert!(map.is_writable(0x1000, 16) && !map.is_writable(0xff0, 16));
     }
 
