@@ -8,6 +8,7 @@
 
 pub mod channel;
 pub mod core;
+pub mod crq;
 pub mod iscsi;
 pub mod iser;
 pub mod ring;
@@ -54,5 +55,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "iser_session", run: iser::session, seeds: iser::session_seeds },
     Target { name: "ring", run: ring::ring, seeds: ring::ring_seeds },
     Target { name: "virtio_scsi", run: ring::virtio_scsi, seeds: ring::virtio_scsi_seeds },
+    Target { name: "crq_session", run: crq::session, seeds: crq::session_seeds },
+    Target { name: "crq_adapter", run: crq::adapter, seeds: crq::adapter_seeds },
     Target { name: "vhost_user", run: vhost::vhost, seeds: vhost::vhost_seeds },
 ];

@@ -22,7 +22,7 @@ mod server;
 pub mod session;
 mod window;
 
-pub use adapter::{Adapter, Router, Stats};
+pub use adapter::{Adapter, Router, SavedQueue, Stats};
 pub use config::{Config, OsType};
 pub use hcall::Hcall;
 pub use libsrp::viosrp::crq::TransportEvent;

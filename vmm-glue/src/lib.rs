@@ -1,5 +1,5 @@
-//! What a VMM plugs into: guest memory, rings, the virtio-scsi device, and its front doors, vhost-user
-//! and vfio-user.
+//! What a VMM plugs into: guest memory, rings, the virtio-scsi device with its front doors, vhost-user
+//! and vfio-user, and a virtual SCSI server for partitions ([`crq`]).
 //!
 //! A [`controller::Controller`] is one virtio-scsi device. Each of its virtqueues is an endpoint of a
 //! reactor ([`queue::Queue`]), which takes requests from a [`ring::Ring`] in batches, hands them to

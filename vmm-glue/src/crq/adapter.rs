@@ -12,7 +12,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering, fence},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
     },
     time::{Duration, Instant},
 };
@@ -50,9 +50,26 @@ pub struct Adapter {
     shared: Arc<Shared>,
 }
 
+/// A client's queue as it stands, for another process that the partition migrates to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedQueue {
+    /// Its I/O bus address.
+    pub ioba: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// The slot that is written next.
+    pub next: u32,
+    /// The client wants interrupts.
+    pub signal: bool,
+}
+
 /// What happened so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
+    /// Queues that the client has registered and freed, and whatever else made it begin anew.
+    pub generation: u64,
+    /// Logins, those that Open Firmware leaves out among them.
+    pub logins: u64,
     /// SCSI commands taken.
     pub commands: u64,
     /// Times that the client's queue was full when there was something for it.
@@ -88,7 +105,10 @@ pub(super) struct Shared {
     pub(super) nexuses: Vec<(u8, Arc<Nexus>)>,
     /// To a target without logical units, which stands for those that are not there.
     pub(super) nobody: Arc<Nexus>,
+    /// The slot of the client's queue that was next when it was last looked at.
+    pub(super) next: AtomicU32,
     pub(super) commands: AtomicU64,
+    pub(super) logins: AtomicU64,
     pub(super) full: AtomicU64,
     pub(super) faults: AtomicU64,
     pub(super) violations: AtomicU64,
@@ -100,6 +120,8 @@ pub(super) struct Shared {
 struct Control {
     generation: u64,
     is_registered: bool,
+    /// Where the queue is, and its bytes.
+    extent: (u64, u64),
     /// It was freed, and something may still touch it.
     is_freeing: bool,
     /// The client was told that the server is gone, and has not registered since.
@@ -199,7 +221,9 @@ impl Adapter {
                 has_queue: matches!(delivery, Delivery::Memory(_)),
                 nexuses,
                 nobody,
+                next: AtomicU32::new(0),
                 commands: AtomicU64::new(0),
+                logins: AtomicU64::new(0),
                 full: AtomicU64::new(0),
                 faults: AtomicU64::new(0),
                 violations: AtomicU64::new(0),
@@ -218,18 +242,41 @@ impl Adapter {
     /// there. [`Hcall::Resource`]: there is one, or the last one is not free yet. [`Hcall::Parameter`]:
     /// it is not made of whole pages that the window maps for reading and writing.
     pub fn reg_crq(&self, ioba: u64, len: u64) -> Hcall {
+        self.register(ioba, len, 0)
+    }
+
+    fn register(&self, ioba: u64, len: u64, next: u32) -> Hcall {
         let shared = &self.shared;
         let (map, _) = shared.window.map();
         let mut control = shared.lock();
         if control.is_registered || control.is_freeing && !control.has_ended {
             return Hcall::Resource;
         }
-        let Ok(queue) = shared.queue(&map, ioba, len) else { return Hcall::Parameter };
+        let Ok(queue) = shared.queue(&map, ioba, len, next) else { return Hcall::Parameter };
         control.generation += 1;
+        control.extent = (ioba, len);
+        shared.next.store(next, Ordering::Relaxed);
         (control.is_registered, control.is_lost, control.is_suspended) = (true, false, false);
         let generation = control.generation;
         shared.order(&mut control, Order::Open(queue, generation));
         if control.takes() { Hcall::Success } else { Hcall::Closed }
+    }
+
+    /// The client's queue as it stands, `None` without one; exact only while the adapter is suspended
+    /// ([`Adapter::prepare_suspend`]). For queues that this process writes.
+    pub fn save_queue(&self) -> Option<SavedQueue> {
+        let control = self.shared.lock();
+        let (ioba, len) = control.extent;
+        let next = self.shared.next.load(Ordering::Relaxed);
+        let signal = self.shared.signal.load(Ordering::SeqCst);
+        control.is_registered.then_some(SavedQueue { ioba, len, next, signal })
+    }
+
+    /// Takes over a queue from another process, with the slot that is next there; results are those
+    /// of [`Adapter::reg_crq`]. [`Adapter::migrated`] follows, and then the client goes on.
+    pub fn restore_queue(&self, saved: &SavedQueue) -> Hcall {
+        let _ = self.vio_signal(saved.signal);
+        self.register(saved.ioba, saved.len, saved.next)
     }
 
     /// H_FREE_CRQ: the client has no queue any more. [`Hcall::Busy`] as long as something may still
@@ -394,6 +441,8 @@ impl Adapter {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let shared = &self.shared;
         Stats {
+            generation: shared.link.load(Ordering::Relaxed) >> 1,
+            logins: get(&shared.logins),
             commands: get(&shared.commands),
             full: get(&shared.full),
             faults: get(&shared.faults),
@@ -416,6 +465,7 @@ impl Control {
         Self {
             generation: 0,
             is_registered: false,
+            extent: (0, 0),
             is_freeing: false,
             is_lost: false,
             is_suspended: false,
@@ -456,9 +506,15 @@ impl Shared {
         }
     }
 
-    fn queue(&self, map: &GuestMap, ioba: u64, len: u64) -> Result<Option<ClientQueue>, ()> {
+    fn queue(
+        &self,
+        map: &GuestMap,
+        ioba: u64,
+        len: u64,
+        next: u32,
+    ) -> Result<Option<ClientQueue>, ()> {
         if self.has_queue {
-            return ClientQueue::new(&self.window, map, ioba, len).map(Some).ok_or(());
+            return ClientQueue::new(&self.window, map, ioba, len, next).map(Some).ok_or(());
         }
         let whole = ioba.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && len > 0;
         whole.then_some(None).ok_or(())
@@ -522,8 +578,9 @@ impl Shared {
         self.settled.notify_all();
     }
 
-    /// Nothing is in progress, and nothing is taken.
-    pub(super) fn frozen(&self) {
+    /// Nothing is in progress, nothing is taken, and this slot of the client's queue is next.
+    pub(super) fn frozen(&self, next: u32) {
+        self.next.store(next, Ordering::Relaxed);
         let mut control = self.lock();
         if control.freeze == Freeze::Coming {
             control.freeze = Freeze::Frozen;

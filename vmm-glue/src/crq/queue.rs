@@ -88,17 +88,23 @@ struct Page(*mut u8);
 unsafe impl Send for Page {}
 
 impl ClientQueue {
-    /// A queue of `len` bytes at an I/O bus address, whole pages that can be read and written.
-    pub(super) fn new(window: &Window, map: &GuestMap, ioba: u64, len: u64) -> Option<Self> {
+    /// A queue of `len` bytes at an I/O bus address, whole pages that can be read and written. `next`
+    /// is the slot that is written next.
+    pub(super) fn new(
+        window: &Window,
+        map: &GuestMap,
+        ioba: u64,
+        len: u64,
+        next: u32,
+    ) -> Option<Self> {
         let whole = ioba.is_multiple_of(PAGE) && len.is_multiple_of(PAGE);
         if !whole || len == 0 || len > MOST_BYTES {
             return None;
         }
-        let mut queue = Self { ioba, len, pages: Vec::new(), next: 0, slots: 0 };
-        queue.place(window, map).then_some(())?;
         // At most 16 MiB of slots of 16 bytes.
-        queue.slots = (len / ELEMENT) as u32;
-        Some(queue)
+        let slots = (len / ELEMENT) as u32;
+        let mut queue = Self { ioba, len, pages: Vec::new(), next, slots };
+        (next < slots && queue.place(window, map)).then_some(queue)
     }
 
     /// Finds its pages, in another map perhaps; false if they are not there.
@@ -140,6 +146,11 @@ impl ClientQueue {
         }
     }
 
+    /// The slot that is written next.
+    pub(super) fn next(&self) -> u32 {
+        self.next
+    }
+
     #[inline]
     fn slot(&self, index: u32) -> Option<Slot> {
         let offset = u64::from(index) * ELEMENT;
@@ -174,3 +185,6 @@ impl Slot {
 const ELEMENT: u64 = 16;
 /// The longest queue, as QEMU has it.
 const MOST_BYTES: u64 = 16 << 20;
+
+#[cfg(test)]
+mod tests;

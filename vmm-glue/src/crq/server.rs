@@ -69,6 +69,7 @@ pub struct Server {
     stopping: bool,
     log: LogBudget,
     // Reused.
+    unit: Vec<u8>,
     out: [u8; MOST_UNIT],
     list: Vec<Segment>,
     data: Vec<Segment>,
@@ -109,6 +110,7 @@ impl Endpoint for Server {
             frozen: false,
             stopping: false,
             log: LogBudget::default(),
+            unit: vec![0; MOST_UNIT],
             out: [0; MOST_UNIT],
             list: Vec::new(),
             data: Vec::new(),
@@ -156,7 +158,8 @@ impl Endpoint for Server {
             cx.wake_at(cx.now + RETRY);
         }
         if self.frozen && self.is_idle() {
-            self.shared.frozen();
+            let next = self.outgoing.queue().map_or(0, |queue| queue.next());
+            self.shared.frozen(next);
         }
     }
 

@@ -234,3 +234,6 @@ fn join(list: &mut Vec<Segment>, at: usize) {
 pub(super) const PAGE: u64 = 4096;
 const READ: u64 = 1;
 const WRITE: u64 = 2;
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use libsrp::{
     TaskAttribute,
     viosrp::crq::{Format, Init, TransportEvent},
 };
-use vmm_glue::crq::Hcall;
+use vmm_glue::crq::{Adapter, Delivery, Hcall, SavedQueue};
 
 use super::{
     partition::guest::{QUEUE, SLOTS, UNITS, command},
@@ -111,6 +111,34 @@ fn a_migrated_client_enables_its_queue_and_goes_on_in_the_next_slot() {
     // What was in progress is not answered, and the nexus is the same.
     assert_eq!(world.status(lun(0, 0), &[0; 6]), Status::GOOD);
     assert!(world.is_quiet());
+}
+
+#[test]
+fn a_queue_goes_on_in_another_process_where_it_was() {
+    let mut world = World::ready();
+    assert_eq!(world.guest.adapter.vio_signal(true), Hcall::Success);
+    world.guest.adapter.prepare_suspend();
+    assert!(world.guest.adapter.wait_suspended(Duration::from_secs(10)));
+    let saved = world.guest.adapter.save_queue().unwrap();
+    // INIT COMPLETE, the login, three commands.
+    assert_eq!((saved.ioba, saved.len, saved.next, saved.signal), (QUEUE, 4096, 5, true));
+    let export = world.reactors.export(7, "eui.7", vec![(0, Arc::clone(&world.disk))]).unwrap();
+    let window = Arc::clone(&world.guest.window);
+    let delivery = Delivery::Memory(Box::new(|| {}));
+    let config = Config::new("there");
+    let adapter = Adapter::new(config, vec![export], window, &world.reactors, delivery).unwrap();
+    assert_eq!(adapter.restore_queue(&SavedQueue { next: 256, ..saved }), Hcall::Parameter);
+    assert_eq!(adapter.restore_queue(&saved), Hcall::Success);
+    adapter.migrated();
+    world.guest.adapter = adapter;
+    assert_eq!(world.wait(), Element::Event(TransportEvent::Migrated));
+    until("the queue", || world.guest.adapter.enable_crq() == Hcall::Success);
+    assert_eq!(world.guest.send(INIT), Hcall::Success);
+    assert_eq!(world.wait(), COMPLETE);
+    world.guest.log_in().unwrap();
+    assert_eq!(world.status(lun(7, 0), &[0; 6]), Status::CHECK_CONDITION);
+    assert_eq!(world.status(lun(7, 0), &[0; 6]), Status::GOOD);
+    assert_eq!(world.guest.adapter.stats().logins, 1);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use vscsi_target::{
 use super::{
     super::{
         session::{
-            Addressed, MOST_UNIT, Payload, Reply, Step, TaskId, Violation, addressed, fail, tag_of,
+            Addressed, Payload, Reply, State, Step, TaskId, Violation, addressed, fail, tag_of,
             with_status,
         },
         window::{Access, Fault},
@@ -42,11 +42,20 @@ impl Server {
     /// Takes a unit that an element points at.
     #[inline]
     pub(super) fn request(&mut self, message: &Message, len: u32, cx: &mut Cx<'_>) {
-        let ioba = message.address();
-        let mut unit = [0; MOST_UNIT];
-        let unit = unit.get_mut(..len as usize).unwrap_or_default();
+        // Taken out while it is read, so that everything else can be used besides.
+        let mut unit = std::mem::take(&mut self.unit);
+        if let Some(unit) = unit.get_mut(..len as usize) {
+            self.take_unit(message, unit, cx);
+        }
+        self.unit = unit;
+    }
+
+    #[inline]
+    fn take_unit(&mut self, message: &Message, unit: &mut [u8], cx: &mut Cx<'_>) {
+        let (ioba, len) = (message.address(), unit.len());
         self.list.clear();
-        if let Err(fault) = self.memory.resolve(ioba, len, Access::Both, &mut self.list) {
+        let found = self.memory.resolve(ioba, len as u32, Access::Both, &mut self.list);
+        if let Err(fault) = found {
             return self.unanswerable(message, fault, unit, cx);
         }
         sg::gather(&self.list, unit);
@@ -54,8 +63,13 @@ impl Server {
             [segment] => Some(*segment),
             _ => None,
         };
-        let place = Place { ioba, len: len as usize, segment, epoch: 0 };
-        match self.session.unit(message, unit, &mut self.out) {
+        let place = Place { ioba, len, segment, epoch: 0 };
+        let was_logged_in = self.session.state() == State::LoggedIn;
+        let step = self.session.unit(message, unit, &mut self.out);
+        if !was_logged_in && self.session.state() == State::LoggedIn {
+            count(&self.shared.logins);
+        }
+        match step {
             Step::Start { task, cmd } => {
                 count(&self.shared.commands);
                 let epoch = self.memory.hold();
