@@ -28,6 +28,7 @@ use super::{
     queue::Delivery,
     session::{MOST_UNIT, Next, Session, Violation},
 };
+use crate::memory::guard;
 use memory::Memory;
 use orders::Waiting;
 use outgoing::Outgoing;
@@ -67,6 +68,8 @@ pub struct Server {
     waiting: Waiting,
     frozen: bool,
     stopping: bool,
+    /// How often any guest's memory was lost when it was last asked whether this one was.
+    losses: u64,
     log: LogBudget,
     // Reused.
     unit: Vec<u8>,
@@ -109,6 +112,7 @@ impl Endpoint for Server {
             waiting: Waiting::No,
             frozen: false,
             stopping: false,
+            losses: guard::losses(),
             log: LogBudget::default(),
             unit: vec![0; MOST_UNIT],
             out: [0; MOST_UNIT],
@@ -156,6 +160,9 @@ impl Endpoint for Server {
         self.deliver();
         if self.outgoing.len() > 0 {
             cx.wake_at(cx.now + RETRY);
+        }
+        if self.losses != guard::losses() {
+            self.look_for_losses(cx);
         }
         if self.frozen && self.is_idle() {
             let next = self.outgoing.queue().map_or(0, |queue| queue.next());

@@ -147,7 +147,8 @@ impl Window {
     ) -> Result<(), Fault> {
         let before = into.len();
         let resolved = if self.bypass.load(Ordering::Relaxed) {
-            map.translate(hint, ioba, len, into).then_some(()).ok_or(Fault::NoMemory(ioba))
+            let found = map.translate_for(hint, ioba, len, access != Access::Read, into);
+            found.then_some(()).ok_or(Fault::NoMemory(ioba))
         } else {
             self.resolve_pages(map, hint, ioba, len, access, into)
         };
@@ -184,7 +185,8 @@ impl Window {
             // Less than a page.
             let part = left.min((PAGE - within) as u32);
             let at = into.len();
-            if !map.translate(hint, (entry & !(PAGE - 1)) | within, part, into) {
+            let gpa = (entry & !(PAGE - 1)) | within;
+            if !map.translate_for(hint, gpa, part, access != Access::Read, into) {
                 return Err(Fault::NoMemory(ioba));
             }
             if at > before {

@@ -217,6 +217,25 @@ fn a_partition_whose_memory_is_exchanged_goes_on() {
 }
 
 #[test]
+fn memory_that_is_taken_away_ends_the_connection_and_nothing_else() {
+    let mut world = World::ready();
+    let unit = command(Tag([6; 8]), lun(0, 0), &read_10(0, 8), Data::In(DATA, 4096)).unwrap();
+    world.guest.write(UNITS, &unit);
+    world.guest.memory.set_len(DATA - IOBA).unwrap();
+    let _ = world.guest.send_unit(Format::Srp, UNITS, &unit, 256);
+    let mut other = World::new();
+    other.guest.connect().unwrap();
+    other.guest.log_in().unwrap();
+    other.settle();
+    until("the end", || {
+        let _ = world.guest.send_unit(Format::Srp, UNITS, &unit, 256);
+        world.guest.poll().is_none()
+    });
+    world.guest.free().unwrap();
+    assert_eq!(other.status(lun(0, 0), &[0; 6]), Status::GOOD);
+}
+
+#[test]
 fn huge_lengths_cost_no_more_than_the_longest_transfer() {
     let mut world = World::ready();
     world.guest.window.set_bypass(false);

@@ -4,6 +4,8 @@
 use libsrp::viosrp::crq::{Element, TransportEvent};
 use vscsi_target::reactor::Cx;
 
+use crate::memory::guard;
+
 use super::{super::adapter::Order, super::session::INIT, Server};
 
 /// What waits until the core has given back everything of a connection.
@@ -138,13 +140,29 @@ impl Server {
 
     /// The partition has other memory now, or a queue that was found in what it had before.
     pub(super) fn moved(&mut self, cx: &mut Cx<'_>) {
-        if !self.place_queue() {
-            tracing::warn!(adapter = self.shared.config.name, "the client's queue lost its memory");
-            // It cannot be told, but it is not answered either.
-            self.session.lost();
-            self.outgoing.set_queue(None);
-            self.give_up(cx);
+        if !self.place_queue() || self.memory.map().is_lost() {
+            self.cut_off(cx);
         }
+    }
+
+    /// Memory of some guest is gone. If it is this one's, what it asks for can mean anything.
+    #[cold]
+    pub(super) fn look_for_losses(&mut self, cx: &mut Cx<'_>) {
+        self.losses = guard::losses();
+        if self.memory.map().is_lost() {
+            self.cut_off(cx);
+        }
+    }
+
+    /// The client's queue has no memory: the client cannot be told, and is not answered either.
+    fn cut_off(&mut self, cx: &mut Cx<'_>) {
+        tracing::warn!(
+            adapter = self.shared.config.name,
+            "the memory of a partition is gone, or that of its queue; the connection ends"
+        );
+        self.session.closed();
+        self.outgoing.set_queue(None);
+        self.give_up(cx);
     }
 
     /// Finds the client's queue in the present memory; false if it is not there.
