@@ -234,6 +234,8 @@ class Guest:
     CPUS = 2
     MEBIBYTES = 1024
     KIT = Kit()
+    # Its process 1.
+    INIT = "init"
 
     def __init__(self, lab, files, variables, requests, arguments=(), *, machine="",
                  qemu=("qemu-system-x86_64",), env=None, boots=None, extras=(), name=""):
@@ -256,12 +258,15 @@ class Guest:
         with tempfile.TemporaryDirectory() as scratch:
             top = pathlib.Path(scratch)
             (top / "job").write_text(job)
-            for name in ("init", "lib.sh", *files):
+            for name in ("lib.sh", *files):
                 shutil.copy(HERE / name, top / name)
+            shutil.copy(HERE / self.INIT, top / "init")
             for here, there in extras:
                 _copy_with_libraries(top, str(here), there)
-            base = base_initramfs(self._kernel, self.KIT).read_bytes()
-            self._initramfs.write_bytes(base + _cpio(top))
+            self._initramfs.write_bytes(self._base().read_bytes() + _cpio(top))
+
+    def _base(self):
+        return base_initramfs(self._kernel, self.KIT)
 
     def run(self, seconds):
         """Boots, serves the guest's requests, reports its steps, and returns when it is off."""
@@ -285,22 +290,24 @@ class Guest:
 
     def start(self, *more):
         """Starts a machine, which takes the guest's serial line over."""
-        console = self._logs / f"console-{len(self._running)}.log"
-        command = [
-            *self._qemu, "-machine", self._machine, "-accel", "tcg,thread=multi",
-            "-cpu", "max", "-smp", self.CPUS, "-m", self.MEBIBYTES, "-nodefaults",
-            "-display", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", "stdio",
-            "-kernel", self._kernel.image, "-initrd", self._initramfs, "-append",
-            "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on "
-            + self.BOOT_OPTIONS,
-            *self._arguments, *more,
-        ]
+        command = [*self._command(self._logs / f"console-{len(self._running)}.log"),
+                   *self._arguments, *more]
         with open(self._logs / "qemu.log", "ab") as log:
             machine = subprocess.Popen(
                 [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=log, env={**os.environ, **self._env}, text=True, errors="replace")
         self._running.append(machine)
         return machine
+
+    def _command(self, console):
+        return [
+            *self._qemu, "-machine", self._machine, "-accel", "tcg,thread=multi",
+            "-cpu", "max", "-smp", self.CPUS, "-m", self.MEBIBYTES, "-nodefaults",
+            "-display", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", "stdio",
+            "-kernel", self._kernel.image, "-initrd", self._initramfs, "-append",
+            "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on "
+            + self.BOOT_OPTIONS,
+        ]
 
     def _converse(self):
         ended = False

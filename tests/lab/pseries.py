@@ -3,6 +3,7 @@
 Debian's kernel and busybox for ppc64el are unpacked into the cache, never installed.
 """
 
+import functools
 import lzma
 import os
 import pathlib
@@ -29,7 +30,7 @@ def boot(lab, arguments, variables, seconds):
 
     Guest memory is shared, as vhost-user wants it.
     """
-    kernel, modules = _kernel()
+    image, modules = kernel()
     initramfs = lab.scratch / "pseries.cpio"
     initramfs.write_bytes(_initramfs(modules))
     words = " ".join(f"{name}={value}" for name, value in variables.items())
@@ -37,7 +38,7 @@ def boot(lab, arguments, variables, seconds):
         *qemu11.command("ppc64"), "-machine", f"{MACHINE},memory-backend=memory", "-cpu", "POWER9",
         "-m", "512", "-object", "memory-backend-memfd,id=memory,size=512M,share=on", "-nodefaults",
         "-display", "none", "-no-reboot", "-serial", "stdio",
-        "-kernel", kernel, "-initrd", initramfs,
+        "-kernel", image, "-initrd", initramfs,
         "-append", f"console=hvc0 quiet panic=-1 {words}", *arguments,
     ]
     console = _console([str(word) for word in command], seconds)
@@ -66,16 +67,16 @@ def _console(command, seconds):
         machine.wait()
 
 
-def _unpacked(package, only):
-    """The files of a package, of the release before where this one's cannot be had: a mirror may have
+@functools.cache
+def unpacked(name, packages, only):
+    """The files of packages, of the release before where this one's cannot be had: a mirror may have
     the lists of packages for this architecture and not the packages."""
     for release in (backports.RELEASE, "bookworm"):
         try:
-            return backports.unpacked(f"{only}{ARCHITECTURE}", [package], only, ARCHITECTURE,
-                                      [release])
+            return backports.unpacked(name, packages, only, ARCHITECTURE, [release])
         except Failed as error:
             print(f"     {release}: {str(error).splitlines()[-1]}")
-    raise Failed(f"no release has {package}")
+    raise Failed(f"no release has {' '.join(packages)}")
 
 
 def _either(files, *places):
@@ -85,9 +86,13 @@ def _either(files, *places):
     return found[0]
 
 
-def _kernel():
-    """The files of the kernel, and the folder of its modules."""
-    files = _unpacked("linux-image-powerpc64le", "linux-")
+def kernel():
+    """The kernel, and the folder of its modules."""
+    return kernel_in(unpacked(f"linux-{ARCHITECTURE}", ("linux-image-powerpc64le",), "linux-"))
+
+
+def kernel_in(files):
+    """The kernel in the files of a package, and the folder of its modules."""
     modules = next(_either(files, "usr/lib/modules", "lib/modules").iterdir())
     images = [*modules.glob("vmlinu*"), *files.glob(f"boot/vmlinu?-{modules.name}")]
     check(images, f"no kernel in {files}")
@@ -101,7 +106,7 @@ def _initramfs(modules):
         root = pathlib.Path(scratch)
         for folder in ("bin", "dev", "modules", "proc", "sys"):
             (root / folder).mkdir()
-        files = _unpacked("busybox-static", "busybox-")
+        files = unpacked(f"busybox-{ARCHITECTURE}", ("busybox-static",), "busybox-")
         shutil.copy(_either(files, "usr/bin/busybox", "bin/busybox"), root / "bin/busybox")
         shutil.copy(HERE / "pseries-init", root / "init")
         order = []
