@@ -15,7 +15,7 @@ BINARY = pathlib.Path(targets.Vscsi.binary).with_name("pseries-bridge")
 class PartitionGuest(pseries_guest.PseriesGuest):
     """A machine with a virtual SCSI adapter that the bridge serves.
 
-    It is started stopped; the bridge lets it run.
+    It is started stopped; the bridge lets it run. `luns` are paths or "ram=BYTES" by "TARGET:LUN".
     """
 
     def __init__(self, lab, files, variables, requests, luns, boots, name="", bridge=()):
@@ -46,8 +46,8 @@ class PartitionGuest(pseries_guest.PseriesGuest):
         words = [BINARY, "--gdb", self._sockets["gdb"], "--qtest", self._sockets["qtest"],
                  "--control", self._sockets["control"], "--memory", _memory_of(pid),
                  "--unit", f"{pseries_guest.UNIT:x}", *self._boots_of(), *self._options]
-        for lun in self._luns:
-            words += ["--lun", lun]
+        for place, disk in self._luns.items():
+            words += ["--lun", f"{place}:{disk}"]
         return words
 
     def _boots_of(self):

@@ -56,14 +56,14 @@ class PseriesGuest(guest.Guest):
                          name=name)
 
     @property
-    def machine(self):
-        """The process of the machine."""
-        return self._running[-1]
-
-    @property
     def image(self):
         """The kernel, uncompressed and with its symbols."""
         return self._kernel.image
+
+    @property
+    def initramfs(self):
+        """What it boots into."""
+        return self._initramfs
 
     def _command(self, console):
         return [

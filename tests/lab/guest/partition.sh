@@ -1,63 +1,7 @@
-# A partition whose ibmvscsi driver uses the CRQ server of vmm-glue.
-# Targets: 0 has LUN 0, an image on the host, and LUN 1; 1 to 8 have LUN 0; 9 has LUNs 3 and 31.
+# A partition whose ibmvscsi driver uses the CRQ server of vmm-glue, and what happens to it.
 # shellcheck shell=bash disable=SC2317
-. /pseries-lib.sh
 
-ALL="0:0 0:1 1:0 2:0 3:0 4:0 5:0 6:0 7:0 8:0 9:3 9:31"
 HERE=/sys/bus/vio/drivers/ibmvscsi
-
-load() {
-    modprobe ibmvscsi "$@"
-    within 30 adapter
-    within 30 all_disks
-}
-
-all_disks() {
-    local place
-    for place in $ALL; do
-        disk "${place%:*}" "${place#*:}" >/dev/null || return 1
-    done
-}
-
-# What the driver says that it should not.
-no_complaints() {
-    refuted grep -iE 'not supported|failed|error|rejected|unknown|invalid' \
-        <(dmesg | grep ibmvscsi)
-}
-
-login() {
-    local host
-    modprobe -a sd_mod sg ext4 crc32c_generic
-    load
-    host=$(adapter)
-    expect srp_version "$(cat "$host/srp_version")" 16.a
-    expect partition_name "$(cat "$host/partition_name")" lab
-    expect partition_number "$(cat "$host/partition_number")" 7
-    expect mad_version "$(cat "$host/mad_version")" 1
-    expect os_type "$(cat "$host/os_type")" 3
-    cat "$host/config" "$host/vhost_name" "$host/vhost_loc"
-    dmesg | tee /tmp/kernel.log | grep ibmvscsi
-    grep 'SRP_LOGIN succeeded' /tmp/kernel.log
-    # The largest transfer, which fast fail and capabilities come before.
-    grep 'OS 3, max io 1048576' /tmp/kernel.log
-    no_complaints
-}
-
-scan() {
-    local place found
-    found=$(for place in /sys/class/scsi_disk/*; do echo "${place##*/}"; done | sed 's/.*:0:\(.*:.*\)/\1/' |
-        sort | tr '\n' ' ')
-    expect disks "$found" "$(tr ' ' '\n' <<<"$ALL" | sort | tr '\n' ' ')"
-    size_is "$(disk 0 0)" "$SIZE"
-    size_is "$(disk 9 31)" "$SMALL"
-}
-
-# The image on the host has what is read back here.
-raw() {
-    local wrote
-    wrote=$(write_and_read_back "$(disk 0 0)" "$MEBIBYTES")
-    expect "MD5 in the image" "$(host image-md5 "$MEBIBYTES")" "$wrote"
-}
 
 file_system() { file_system_on "$(disk 0 1)"; }
 
@@ -100,16 +44,6 @@ churn() {
             { echo "$1 round $round: read $read, not $wrote: $(cat "/tmp/dd.$2")" >"/tmp/churn.$2"; return 1; }
     done
     echo "$1: $round rounds" >"/tmp/churn.$2"
-}
-
-# said TEXT: the kernel has said it since the log was cleared.
-said() { dmesg | grep -F "$1"; }
-
-logins() { dmesg | grep -c 'SRP_LOGIN succeeded'; }
-
-timeouts_are() {
-    local timeout
-    for timeout in /sys/block/sd*/device/timeout; do echo "$1" >"$timeout"; done
 }
 
 partner_failed() {
@@ -191,7 +125,7 @@ queue_full() {
     dmesg -c >/dev/null
     load max_requests=500
     before=$(host full)
-    disks=$(for place in $ALL; do disk "${place%:*}" "${place#*:}"; done)
+    disks=$(for place in $LUNS; do disk "${place%:*}" "${place#*:}"; done)
     for name in $disks; do
         echo 64 >"/sys/block/$name/device/queue_depth"
         echo none >"/sys/block/$name/queue/scheduler"
@@ -243,14 +177,6 @@ reload() {
         expect logins "$(logins)" "$round"
     done
     no_complaints
-}
-
-no_faults() {
-    local told
-    told=$(host stats)
-    echo "$told"
-    note "$told"
-    [[ $told == *faults=0\ violations=0\ dropped=0* ]]
 }
 
 step login login

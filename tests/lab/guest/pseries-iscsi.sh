@@ -1,6 +1,5 @@
 # A pseries guest whose virtual SCSI adapter is QEMU's own, with LUNs of ours behind it.
 # shellcheck shell=bash disable=SC2317
-. /pseries-lib.sh
 
 scan() {
     modprobe -a ibmvscsi sd_mod sg ext4 crc32c_generic

@@ -2,25 +2,19 @@
 
 import hashlib
 import os
+import shutil
 
 import partition_target
 import pseries_guest
 
 MIB = 1 << 20
-SIZE, SMALL, WRITE = 96 * MIB, 16 * MIB, 64 * MIB
+BLOCK = 512
+SIZE, SMALL = 96 * MIB, 16 * MIB
 
 
-def luns(lab, image):
-    """Images for what is stalled, RAM for the rest."""
-    others = [lab.image("partition-1.img", SIZE)]
-    return [f"0:0:{image}", f"0:1:{others[0]}",
-            *(f"{target}:0:ram={SMALL}" for target in range(1, 9)),
-            f"9:3:ram={SMALL}", f"9:31:ram={SMALL}"]
-
-
-def runs(lab, boots, files, name=""):
-    """Boots a kernel, which runs these files of steps."""
-    image = lab.image(f"{name}partition-0.img", SIZE)
+def guest_with(lab, boots, files, luns, variables):
+    """A guest that runs these files of steps, with an image at 0:0 and these LUNs."""
+    image = lab.image("partition-0.img", SIZE)
 
     def image_md5(mebibytes):
         os.sync()
@@ -28,12 +22,30 @@ def runs(lab, boots, files, name=""):
             data = file.read(int(mebibytes) * MIB)
         return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
-    variables = {"MEBIBYTES": WRITE // MIB, "SIZE": SIZE, "SMALL": SMALL}
-    partition_target.PartitionGuest(
-        lab, ["pseries-lib.sh", *files], variables, {"image-md5": image_md5}, luns(lab, image),
-        boots, name, bridge=["--request-limit", "600"]).run(seconds=600)
+    luns = {"0:0": image, **luns}
+    return partition_target.PartitionGuest(
+        lab, ["pseries-lib.sh", "partition-lib.sh", *files],
+        {"SIZE": SIZE, "LUNS": " ".join(luns), **variables}, {"image-md5": image_md5}, luns, boots,
+        bridge=["--request-limit", "600"])
 
 
 def test_ibmvscsi(lab):
     """Login, MADs, scan, data, aborts, resets, events under I/O, a full queue, H_FREE_CRQ."""
-    runs(lab, pseries_guest.backported_kernel(), ["partition.sh"])
+    luns = {"0:1": lab.image("partition-1.img", SIZE),
+            **{f"{target}:0": f"ram={SMALL}" for target in range(1, 9)},
+            "9:3": f"ram={SMALL}", "9:31": f"ram={SMALL}"}
+    guest_with(lab, pseries_guest.backported_kernel(), ["partition.sh"], luns,
+               {"MEBIBYTES": 64}).run(seconds=600)
+
+
+def test_kexec(lab):
+    """A kernel that kexec starts, read from LUNs, takes the adapter over from the one before."""
+    boots = pseries_guest.kernel()
+    kernel, initramfs = lab.scratch / "kernel.img", lab.scratch / "initramfs.img"
+    luns = {"1:0": kernel, "2:0": initramfs, "3:0": f"ram={SMALL}"}
+    guest = guest_with(lab, boots, ["partition-first.sh", "partition-kexec.sh"], luns,
+                       {"MEBIBYTES": 8})
+    for path, data in ((kernel, boots.image), (initramfs, guest.initramfs)):
+        shutil.copy(data, path)
+        os.truncate(path, -(-path.stat().st_size // BLOCK) * BLOCK)
+    guest.run(seconds=600)

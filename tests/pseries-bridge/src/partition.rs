@@ -46,17 +46,20 @@ impl Partition {
             H_REG_CRQ => {
                 // Firmware names memory as it is, which it asks for by an RTAS call.
                 self.window.set_bypass(frame.site() < KERNEL);
-                tracing::info!(queue = format_args!("{a:#x}"), bytes = b, "H_REG_CRQ");
-                self.adapter.reg_crq(a, b)
+                let result = self.adapter.reg_crq(a, b);
+                tracing::info!(queue = format_args!("{a:#x}"), bytes = b, ?result, "H_REG_CRQ");
+                result
             }
             H_FREE_CRQ => {
-                tracing::info!("H_FREE_CRQ");
-                self.adapter.free_crq()
+                let result = self.adapter.free_crq();
+                tracing::info!(?result, "H_FREE_CRQ");
+                result
             }
             H_SEND_CRQ => self.adapter.send_crq(a, b),
             H_ENABLE_CRQ => {
-                tracing::info!("H_ENABLE_CRQ");
-                self.adapter.enable_crq()
+                let result = self.adapter.enable_crq();
+                tracing::info!(?result, "H_ENABLE_CRQ");
+                result
             }
             H_VIO_SIGNAL => self.adapter.vio_signal(a & 1 != 0),
             _ => return None,
