@@ -6,9 +6,11 @@ import socket
 import subprocess
 
 import pseries_guest
+import qemu11
 import targets
 from harness import check, wait_until
 
+SLOF = "usr/share/qemu/slof.bin"
 BINARY = pathlib.Path(targets.Vscsi.binary).with_name("pseries-bridge")
 
 
@@ -45,13 +47,10 @@ class PartitionGuest(pseries_guest.PseriesGuest):
     def _bridge_command(self, pid):
         words = [BINARY, "--gdb", self._sockets["gdb"], "--qtest", self._sockets["qtest"],
                  "--control", self._sockets["control"], "--memory", _memory_of(pid),
-                 "--unit", f"{pseries_guest.UNIT:x}", *self._boots_of(), *self._options]
+                 "--unit", f"{pseries_guest.UNIT:x}", "--kernel", self.image, *self._options]
         for place, disk in self._luns.items():
             words += ["--lun", f"{place}:{disk}"]
         return words
-
-    def _boots_of(self):
-        return ["--kernel", self.image]
 
     def control(self, word):
         """Asks the bridge for something."""
@@ -80,6 +79,16 @@ class PartitionGuest(pseries_guest.PseriesGuest):
         log = self._logs / "bridge.log"
         told = log.read_text(errors="replace").splitlines()[-20:] if log.exists() else []
         return [*super()._tail(), *told]
+
+
+class FirmwareGuest(PartitionGuest):
+    """One that SLOF boots from the LUN 0:0, through the same server."""
+
+    def _boot(self):
+        return []
+
+    def _bridge_command(self, pid):
+        return [*super()._bridge_command(pid), "--firmware", qemu11.tree() / SLOF]
 
 
 def _memory_of(pid):

@@ -71,9 +71,17 @@ class PseriesGuest(guest.Guest):
             "-smp", self.CPUS, "-m", self.MEBIBYTES, "-object",
             f"memory-backend-memfd,id=memory,size={self.MEBIBYTES}M,share=on", "-nodefaults",
             "-display", "none", "-no-reboot", "-serial", f"file:{console}", "-serial", "stdio",
-            "-kernel", self._kernel.image, "-initrd", self._initramfs, "-append",
-            f"console=hvc0 quiet loglevel=4 panic=-1 {self.BOOT_OPTIONS}",
+            *self._boot(),
         ]
+
+    def _boot(self):
+        return ["-kernel", self._kernel.image, "-initrd", self._initramfs,
+                "-append", self.command_line]
+
+    @property
+    def command_line(self):
+        """The kernel's."""
+        return f"console=hvc0 quiet loglevel=4 panic=-1 {self.BOOT_OPTIONS}"
 
     def _base(self):
         made_of = hashlib.sha256("".join([

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import partition_target
+import prep
 import pseries_guest
 
 MIB = 1 << 20
@@ -12,7 +13,7 @@ BLOCK = 512
 SIZE, SMALL = 96 * MIB, 16 * MIB
 
 
-def guest_with(lab, boots, files, luns, variables):
+def guest_with(lab, boots, files, luns, variables, kind=partition_target.PartitionGuest):
     """A guest that runs these files of steps, with an image at 0:0 and these LUNs."""
     image = lab.image("partition-0.img", SIZE)
 
@@ -23,7 +24,7 @@ def guest_with(lab, boots, files, luns, variables):
         return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
     luns = {"0:0": image, **luns}
-    return partition_target.PartitionGuest(
+    return kind(
         lab, ["pseries-lib.sh", "partition-lib.sh", *files],
         {"SIZE": SIZE, "LUNS": " ".join(luns), **variables}, {"image-md5": image_md5}, luns, boots,
         bridge=["--request-limit", "600"])
@@ -48,4 +49,14 @@ def test_kexec(lab):
     for path, data in ((kernel, boots.image), (initramfs, guest.initramfs)):
         shutil.copy(data, path)
         os.truncate(path, -(-path.stat().st_size // BLOCK) * BLOCK)
+    guest.run(seconds=600)
+
+
+def test_slof(lab):
+    """SLOF, GRUB through it, and then Linux use the server one after the other."""
+    luns = {"5:3": f"ram={SMALL}"}
+    guest = guest_with(lab, pseries_guest.backported_kernel(), ["partition-booted.sh"], luns,
+                       {"MEBIBYTES": 64}, partition_target.FirmwareGuest)
+    prep.make(lab, lab.scratch / "partition-0.img", SIZE // MIB, guest.image, guest.initramfs,
+              guest.command_line)
     guest.run(seconds=600)

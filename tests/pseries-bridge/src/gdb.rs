@@ -91,6 +91,12 @@ impl Gdb {
         Ok(self.stream.write_all(&packet("vCont;c"))?)
     }
 
+    /// Stops the machine, which runs.
+    pub fn interrupt(&mut self) -> Result<Stop, GdbError> {
+        self.stream.write_all(&[INTERRUPT])?;
+        self.wait()
+    }
+
     /// Executes one instruction.
     pub fn step(&mut self) -> Result<Stop, GdbError> {
         self.stream.write_all(&packet("vCont;s:p1.1"))?;
@@ -142,6 +148,9 @@ impl Gdb {
         }
     }
 }
+
+/// What stops a machine that runs.
+const INTERRUPT: u8 = 3;
 
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)

@@ -1,7 +1,12 @@
 //! The machine: it runs until it comes to a hypervisor call, which the partition answers or QEMU
 //! does.
 
+use std::{thread, time::Duration};
+
+use vmm_glue::memory::GuestMap;
+
 use crate::{
+    firmware::Firmware,
     frame::Frame,
     gdb::{Gdb, GdbError, Stop},
     partition::Partition,
@@ -15,6 +20,23 @@ pub struct Site {
     /// Another one with the same code behind it, which is not watched: calls that are not for us go
     /// on there. Without one they are stepped over.
     pub twin: Option<u64>,
+}
+
+/// Runs the machine until its firmware has moved to where it makes its calls, and says where.
+///
+/// # Errors
+/// As of [`run`].
+pub fn start(gdb: &mut Gdb, firmware: &Firmware, memory: &GuestMap) -> Result<Vec<Site>, GdbError> {
+    gdb.go()?;
+    let sites = loop {
+        if let Some(sites) = firmware.sites(memory) {
+            break sites;
+        }
+        thread::sleep(MOVING);
+    };
+    gdb.interrupt()?;
+    tracing::info!(?sites, "the firmware has moved");
+    Ok(sites)
 }
 
 /// Runs the machine until it is off.
@@ -51,3 +73,6 @@ pub fn run(gdb: &mut Gdb, sites: &[Site], partition: &Partition) -> Result<(), G
     }
     Ok(())
 }
+
+/// How often to look whether the firmware has moved: it works for a second before it needs a disk.
+const MOVING: Duration = Duration::from_millis(2);

@@ -39,6 +39,7 @@ use vscsi_target::{
     reactor::Inbox,
 };
 
+use firmware::Firmware;
 use gdb::Gdb;
 use interrupt::Interrupt;
 use machine::Site;
@@ -102,9 +103,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         sites.push(Site { at: call, twin: Some(twin) });
     }
     sites.dedup();
-    if let Some(path) = &args.firmware {
-        sites.extend(firmware::sites(path)?);
-    }
+    let firmware = args.firmware.as_deref().map(Firmware::read).transpose()?;
     let mut gdb = Gdb::connect(&args.gdb)?;
     let file = fs::File::options().read(true).write(true).open(&args.memory)?;
     let size = file.metadata()?.len();
@@ -126,6 +125,9 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     if let Some(path) = &args.control {
         let (partition, interrupt) = (Arc::clone(&partition), interrupt.clone());
         control::serve(path, move |word| answer(word, &partition, &interrupt, &storage))?;
+    }
+    if let Some(firmware) = &firmware {
+        sites.extend(machine::start(&mut gdb, firmware, &partition.memory)?);
     }
     machine::run(&mut gdb, &sites, &partition)?;
     tracing::info!("{}", told(&partition, &interrupt));

@@ -1,9 +1,13 @@
 //! The partition's hypervisor calls that concern the adapter: all of them are answered here, and
 //! QEMU sees none.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
 };
 
 use vmm_glue::{
@@ -51,7 +55,15 @@ impl Partition {
                 result
             }
             H_FREE_CRQ => {
-                let result = self.adapter.free_crq();
+                let mut result = self.adapter.free_crq();
+                // Firmware does not call again.
+                for _ in 0..FREE_TRIES {
+                    if result != Hcall::Busy || frame.site() >= KERNEL {
+                        break;
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                    result = self.adapter.free_crq();
+                }
                 tracing::info!(?result, "H_FREE_CRQ");
                 result
             }
@@ -92,5 +104,7 @@ const H_PUT_TCE_INDIRECT: u64 = 0x13C;
 const H_ENABLE_CRQ: u64 = 0x2B0;
 /// Addresses from here on are a kernel's; firmware's are below.
 const KERNEL: u64 = 0xC000_0000_0000_0000;
+/// How often H_FREE_CRQ is tried for who does not try it itself, a millisecond apart.
+const FREE_TRIES: u32 = 1000;
 /// The most entries of one call.
 const ENTRIES: usize = 512;
