@@ -144,9 +144,9 @@ mod tests {
         let firmware = Firmware::parse(&image(&CODE)).unwrap();
         let path = std::env::temp_dir().join(format!("slof-{}", std::process::id()));
         let mut bytes = vec![0; 1 << 20];
-        std::fs::write(&path, &bytes).unwrap();
+        fs::write(&path, &bytes).unwrap();
         let map = || {
-            let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+            let file = fs::File::options().read(true).write(true).open(&path).unwrap();
             GuestMap::new(vec![Region::map(0, 1 << 20, 0, 0, file).unwrap()]).unwrap()
         };
         assert!(firmware.sites(&map()).is_none());
@@ -154,9 +154,9 @@ mod tests {
             let place = 0x3_0100 + at * 4;
             bytes[place..place + 4].copy_from_slice(&word.to_be_bytes());
         }
-        std::fs::write(&path, &bytes).unwrap();
+        fs::write(&path, &bytes).unwrap();
         let sites = firmware.sites(&map()).unwrap();
-        std::fs::remove_file(&path).unwrap();
+        fs::remove_file(&path).unwrap();
         let twin = Some(0x3_0110);
         assert_eq!(addresses(&sites), [(0x3_0104, twin), (0x3_011C, twin)]);
     }
