@@ -20,6 +20,8 @@ mod mailbox;
 mod queue;
 mod server;
 pub mod session;
+mod shared;
+mod watch;
 mod window;
 
 pub use adapter::{Adapter, Router, SavedQueue, Stats};

@@ -7,29 +7,31 @@
 //! earlier one are passed over.
 
 use std::{
-    collections::VecDeque,
-    fmt, io,
-    ops::Deref,
+    io,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use libsrp::viosrp::crq::TransportEvent;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use vscsi_target::model::{Attention, Change, Nexus, Observer, Target};
+use vscsi_target::model::{
+    Nexus, Target,
+    reservation::{NexusId, TransportId},
+};
 
 use super::{
     Hcall, Seed,
     config::Config,
     mailbox::{Mailbox, Sent},
-    queue::{ClientQueue, Delivery},
-    session::lun_of,
-    window::{PAGE, Window},
+    queue::Delivery,
+    shared::{Control, Freeze, Lease, OPEN, Order, Shared},
+    watch::Watch,
+    window::Window,
 };
-use crate::{controller::Export, memory::GuestMap};
+use crate::controller::Export;
 
 /// How an adapter reaches the reactors.
 pub trait Router {
@@ -82,99 +84,6 @@ pub struct Stats {
     pub dropped: u64,
 }
 
-/// What the adapter and its endpoint have in common.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) config: Arc<Config>,
-    pub(super) window: Arc<Window>,
-    pub(super) mailbox: Mailbox,
-    pub(super) kick: EventFd,
-    /// The endpoint is to be woken.
-    armed: AtomicBool,
-    /// The generation, and in the lowest bit whether elements are taken.
-    link: AtomicU64,
-    /// There are orders or reports.
-    news: AtomicBool,
-    /// The client wants interrupts.
-    pub(super) signal: AtomicBool,
-    control: Mutex<Control>,
-    settled: Condvar,
-    /// Whether this process writes the client's queue.
-    has_queue: bool,
-    /// By target.
-    pub(super) nexuses: Vec<(u8, Arc<Nexus>)>,
-    /// To a target without logical units, which stands for those that are not there.
-    pub(super) nobody: Arc<Nexus>,
-    /// The slot of the client's queue that was next when it was last looked at.
-    pub(super) next: AtomicU32,
-    pub(super) commands: AtomicU64,
-    pub(super) logins: AtomicU64,
-    pub(super) full: AtomicU64,
-    pub(super) faults: AtomicU64,
-    pub(super) violations: AtomicU64,
-    dropped: AtomicU64,
-}
-
-/// What the hypervisor knows of the client's queue.
-#[derive(Debug)]
-struct Control {
-    generation: u64,
-    is_registered: bool,
-    /// Where the queue is, and its bytes.
-    extent: (u64, u64),
-    /// It was freed, and something may still touch it.
-    is_freeing: bool,
-    /// The client was told that the server is gone, and has not registered since.
-    is_lost: bool,
-    /// The client was migrated and has not enabled its queue since.
-    is_suspended: bool,
-    /// The same, and something of before may still be in progress.
-    is_migrating: bool,
-    freeze: Freeze,
-    is_online: bool,
-    /// The endpoint is about to end: it takes nothing any more.
-    is_over: bool,
-    /// It has ended: nothing of it is in progress.
-    has_ended: bool,
-    orders: VecDeque<Order>,
-    reports: VecDeque<Report>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Freeze {
-    No,
-    Coming,
-    Frozen,
-}
-
-/// What the endpoint is to do.
-#[derive(Debug)]
-pub(super) enum Order {
-    /// There is a queue. A queue that somebody else writes is `None`.
-    Open(Option<ClientQueue>, u64),
-    /// There is none any more.
-    Free,
-    /// Tell the client of this, and start over.
-    Lose(TransportEvent, u64),
-    /// The client was migrated: tell it, and start over.
-    Migrated(u64),
-    /// Begin to initialize.
-    Invite,
-    /// Finish what is in progress, and take nothing.
-    Freeze,
-    /// Go on.
-    Thaw,
-    /// The adapter ends.
-    Close,
-}
-
-/// A condition to tell the client of, if it has given a buffer for that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Report {
-    pub(super) lun: libsrp::Lun,
-    pub(super) condition: Attention,
-}
-
 impl Adapter {
     /// An adapter whose client reaches these targets, by number: 0 to 63 are those of bus 0, 64 to
     /// 127 those of bus 1, and so on. Logical units above 31 have no address. Elements go to
@@ -198,7 +107,7 @@ impl Adapter {
         let room = (config.request_limit as usize + MANAGEMENT).max(LEAST_ROOM);
         let shared = Arc::new_cyclic(|shared| {
             let observe = |target| Some(Arc::new(Watch { target, shared: shared.clone() }) as _);
-            let first = exports.first().map(|export| (export.initiator.clone(), export.port));
+            let first = exports.first().map(|export| export.initiator.clone());
             let nexuses = exports.into_iter().map(|export| {
                 let Export { id, target, port, initiator } = export;
                 warn_of_hidden(&config.name, id, &target);
@@ -460,228 +369,12 @@ impl Drop for Adapter {
     }
 }
 
-impl Control {
-    fn new() -> Self {
-        Self {
-            generation: 0,
-            is_registered: false,
-            extent: (0, 0),
-            is_freeing: false,
-            is_lost: false,
-            is_suspended: false,
-            is_migrating: false,
-            freeze: Freeze::No,
-            is_online: true,
-            is_over: false,
-            has_ended: false,
-            orders: VecDeque::new(),
-            reports: VecDeque::new(),
-        }
-    }
-
-    /// Whether elements of the client are taken.
-    fn takes(&self) -> bool {
-        let is_open = self.is_registered && !self.is_lost && !self.is_suspended;
-        is_open && self.is_online && !self.is_over
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Control> {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_link(&self, control: &Control) {
-        let open = if control.takes() { OPEN } else { 0 };
-        self.link.store(control.generation << 1 | open, Ordering::Release);
-    }
-
-    /// Leaves an order. The link changes before the endpoint looks.
-    fn order(&self, control: &mut Control, order: Order) {
-        self.set_link(control);
-        if !control.is_over {
-            control.orders.push_back(order);
-            self.news.store(true, Ordering::Release);
-            self.wake();
-        }
-    }
-
-    fn queue(
-        &self,
-        map: &GuestMap,
-        ioba: u64,
-        len: u64,
-        next: u32,
-    ) -> Result<Option<ClientQueue>, ()> {
-        if self.has_queue {
-            return ClientQueue::new(&self.window, map, ioba, len, next).map(Some).ok_or(());
-        }
-        let whole = ioba.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && len > 0;
-        whole.then_some(None).ok_or(())
-    }
-
-    /// Wakes the endpoint if it wants to be.
-    #[inline]
-    fn wake(&self) {
-        // Either the endpoint sees what was sent before it sleeps, or this sees that it sleeps.
-        fence(Ordering::SeqCst);
-        if self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::Relaxed) {
-            // A full counter is awake already.
-            let _ = self.kick.write(1);
-        }
-    }
-
-    /// The endpoint wants to be woken: whether there is something for it already. Elements are of
-    /// interest only if it `takes` them.
-    pub(super) fn arm(&self, takes: bool) -> bool {
-        self.armed.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        self.news.load(Ordering::Acquire) || takes && self.mailbox.peek().is_some()
-    }
-
-    /// The endpoint looks by itself.
-    #[inline]
-    pub(super) fn disarm(&self) {
-        if self.armed.load(Ordering::Relaxed) {
-            self.armed.store(false, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether there are orders or reports since the last time.
-    #[inline]
-    pub(super) fn has_news(&self) -> bool {
-        self.news.load(Ordering::Relaxed) && self.news.swap(false, Ordering::AcqRel)
-    }
-
-    pub(super) fn next_order(&self) -> Option<Order> {
-        self.lock().orders.pop_front()
-    }
-
-    pub(super) fn next_report(&self) -> Option<Report> {
-        self.lock().reports.pop_front()
-    }
-
-    /// Nobody could be told.
-    pub(super) fn forget_reports(&self) {
-        self.lock().reports.clear();
-    }
-
-    /// Nothing touches the freed queue any more.
-    pub(super) fn freed(&self) {
-        self.lock().is_freeing = false;
-        self.settled.notify_all();
-    }
-
-    /// Nothing of before the migration is left.
-    pub(super) fn is_here(&self) {
-        self.lock().is_migrating = false;
-        self.settled.notify_all();
-    }
-
-    /// Nothing is in progress, nothing is taken, and this slot of the client's queue is next.
-    pub(super) fn frozen(&self, next: u32) {
-        self.next.store(next, Ordering::Relaxed);
-        let mut control = self.lock();
-        if control.freeze == Freeze::Coming {
-            control.freeze = Freeze::Frozen;
-        }
-        drop(control);
-        self.settled.notify_all();
-    }
-
-    /// The endpoint is about to end: nobody is connected any more.
-    pub(super) fn over(&self) {
-        self.end(false);
-    }
-
-    fn end(&self, has_ended: bool) {
-        let mut control = self.lock();
-        control.is_over = true;
-        control.has_ended |= has_ended;
-        control.orders.clear();
-        control.reports.clear();
-        self.set_link(&control);
-        drop(control);
-        self.settled.notify_all();
-    }
-}
-
-/// The endpoint's part of what both have in common. The adapter learns when it is dropped.
-#[derive(Debug)]
-pub(super) struct Lease(Arc<Shared>);
-
-impl Deref for Lease {
-    type Target = Shared;
-
-    fn deref(&self) -> &Shared {
-        &self.0
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.end(true);
-    }
-}
-
-/// Turns changes of one nexus into reports.
-struct Watch {
-    target: u8,
-    shared: std::sync::Weak<Shared>,
-}
-
-impl fmt::Debug for Watch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Watch({})", self.target)
-    }
-}
-
-impl Observer for Watch {
-    fn changed(&self, number: u16, change: Change) {
-        let condition = match change {
-            Change::Added | Change::Removed => Attention::LUNS_CHANGED,
-            Change::Attention(condition) if is_parameter(condition) => condition,
-            Change::Attention(_) => return,
-        };
-        let (Some(shared), Some(lun)) = (self.shared.upgrade(), lun_of(self.target, number)) else {
-            return;
-        };
-        let report = Report { lun, condition };
-        let mut control = shared.lock();
-        if control.reports.contains(&report) || control.reports.len() >= MOST_REPORTS {
-            return;
-        }
-        control.reports.push_back(report);
-        shared.news.store(true, Ordering::Release);
-        drop(control);
-        shared.wake();
-    }
-}
-
-/// Whether a condition says that parameters changed, which a driver looks at again.
-fn is_parameter(condition: Attention) -> bool {
-    matches!(
-        condition,
-        Attention::CAPACITY_CHANGED
-            | Attention::MODE_PARAMETERS_CHANGED
-            | Attention::INQUIRY_CHANGED
-            | Attention::MEDIUM_CHANGED
-    )
-}
-
 /// A nexus to a target without logical units.
-fn nobody(
-    first: Option<(vscsi_target::model::reservation::NexusId, u16)>,
-    name: &str,
-) -> Arc<Nexus> {
-    use vscsi_target::model::reservation::{NexusId, TransportId};
+fn nobody(first: Option<NexusId>, name: &str) -> Arc<Nexus> {
     let target = Target::new(String::new());
     let port = target.add_port(1, SRP_PROTOCOL, String::new());
     // Nothing can be reserved there: any identity will do.
-    let identity = match first {
-        Some((identity, _)) => identity,
-        None => NexusId::new(TransportId::srp([0; 16]), port),
-    };
+    let identity = first.unwrap_or_else(|| NexusId::new(TransportId::srp([0; 16]), port));
     Nexus::establish(target, port, identity, name.to_owned())
 }
 
@@ -696,8 +389,6 @@ fn warn_of_hidden(adapter: &str, id: u8, target: &Target) {
     }
 }
 
-/// In the link: elements are taken.
-const OPEN: u64 = 1;
 /// The bit that every element of a client has in its first byte.
 const VALID: u8 = 0x80;
 /// The first byte of an event, which only the hypervisor makes.
@@ -706,7 +397,5 @@ const EVENT: u8 = 0xFF;
 const MANAGEMENT: usize = 32;
 /// Elements of a queue of one page.
 const LEAST_ROOM: usize = 256;
-/// Conditions kept for a client that gives no buffers for them.
-const MOST_REPORTS: usize = 64;
 /// SRP's protocol identifier (SPC-5).
 const SRP_PROTOCOL: u8 = 4;

@@ -24,9 +24,9 @@ use vscsi_target::{
 };
 
 use super::{
-    adapter::Lease,
     queue::Delivery,
     session::{MOST_UNIT, Next, Session, Violation},
+    shared::Lease,
 };
 use crate::memory::guard;
 use memory::Memory;

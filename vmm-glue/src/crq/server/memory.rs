@@ -81,7 +81,7 @@ impl Memory {
         if let Some(at) = self.earlier.iter().position(|(earlier, ..)| *earlier == epoch)
             && let Some((_, users, _)) = self.earlier.get_mut(at)
         {
-            *users -= 1;
+            *users = users.saturating_sub(1);
             if *users == 0 {
                 self.earlier.swap_remove(at);
             }

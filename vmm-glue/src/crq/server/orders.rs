@@ -6,7 +6,7 @@ use vscsi_target::reactor::Cx;
 
 use crate::memory::guard;
 
-use super::{super::adapter::Order, super::session::INIT, Server};
+use super::{super::session::INIT, super::shared::Order, Server};
 
 /// What waits until the core has given back everything of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +112,7 @@ impl Server {
 
     /// The client begins anew.
     pub(super) fn restart(&mut self, cx: &mut Cx<'_>) {
-        tracing::info!(adapter = self.shared.config.name, "the partition initializes again");
+        tracing::debug!(adapter = self.shared.config.name, "the partition initializes again");
         self.session.lost();
         self.outgoing.discard();
         self.wait_for(Waiting::Restart, cx);
@@ -156,10 +156,13 @@ impl Server {
 
     /// The client's queue has no memory: the client cannot be told, and is not answered either.
     fn cut_off(&mut self, cx: &mut Cx<'_>) {
-        tracing::warn!(
-            adapter = self.shared.config.name,
-            "the memory of a partition is gone, or that of its queue; the connection ends"
-        );
+        if let Some(suppressed) = self.log.spend() {
+            tracing::warn!(
+                adapter = self.shared.config.name,
+                suppressed,
+                "the memory of a partition is gone, or that of its queue; the connection ends"
+            );
+        }
         self.session.closed();
         self.outgoing.set_queue(None);
         self.give_up(cx);

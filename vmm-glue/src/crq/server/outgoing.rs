@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::super::{
-    adapter::Shared,
     queue::{ClientQueue, Delivered, Delivery},
+    shared::Shared,
 };
 
 /// What waits for the client, and how it gets there.

@@ -140,7 +140,8 @@ impl Session {
 
     fn adapter_info(&self, read: &[u8], write: &mut Vec<u8>) -> Option<()> {
         if let Ok(client) = AdapterInfo::parse(read) {
-            tracing::info!(
+            // A client can send as many as it likes.
+            tracing::debug!(
                 adapter = self.config.name,
                 partition = %String::from_utf8_lossy(unpadded(&client.partition_name)),
                 number = client.partition_number,
@@ -164,7 +165,7 @@ impl Session {
     fn capabilities(&self, read: &[u8], write: &mut Vec<u8>) -> Option<()> {
         let asked = Capabilities::parse(read).ok()?;
         if asked.flags.contains(CapabilityFlags::MIGRATED) {
-            tracing::info!(adapter = self.config.name, "the partition was migrated");
+            tracing::debug!(adapter = self.config.name, "the partition was migrated");
         }
         let mut answered = asked;
         answered.flags = CapabilityFlags(asked.flags.0 & CapabilityFlags::LIST_SUPPORTED.0);
@@ -196,7 +197,6 @@ impl Session {
 
     fn error_log(&self, read: &[u8]) -> Option<()> {
         let log = ErrorLog::parse(read).ok()?;
-        // A level that is off unless somebody looks: a client can send as many as it likes.
         tracing::debug!(
             adapter = self.config.name,
             lun = ?log.lun,
