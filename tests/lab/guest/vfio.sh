@@ -1,5 +1,6 @@
 # What the guest does with a disk on a vfio-user function. Sourced by /init after /job, which sets:
 #   SIZE            bytes of LUN 0
+#   EACH            bytes that each of 4 jobs verifies
 #   INTERRUPTS      msix or intx: what the function interrupts by
 # shellcheck shell=bash
 # shellcheck disable=SC2153,SC2154
@@ -27,7 +28,7 @@ file_system() { file_system_on "$(disk_at 0 0)"; }
 
 verify_with_4_queues() {
     verify_on "$(disk_at 0 0)" --bs=4k --iodepth=16 --numjobs=4 --cpus_allowed=0-3 \
-        --cpus_allowed_policy=split --size=2M --offset_increment=16M
+        --cpus_allowed_policy=split --size="$EACH" --offset_increment=16M
     no_faults
 }
 
