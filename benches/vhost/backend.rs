@@ -14,11 +14,14 @@ use std::{
     time::Duration,
 };
 
+/// The option for a PCI function.
+pub const VFIO_USER: &str = "--vfio-user";
+
 /// Which program to start.
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// A `vscsi`.
-    Vscsi { program: PathBuf, ram: u64 },
+    /// A `vscsi`, behind the door that its option opens.
+    Vscsi { program: PathBuf, ram: u64, door: &'static str },
     /// `vhost-device-scsi` on a file: reads only, and it ends with its connection.
     Device { program: PathBuf, image: PathBuf },
     /// One that runs already: its disk is overwritten.
@@ -36,13 +39,13 @@ pub struct Backend {
 impl Backend {
     pub fn start(kind: &Kind, folder: &Path) -> Self {
         let (command, socket) = match kind {
-            Kind::Vscsi { program, ram } => {
-                let socket = folder.join("vscsi.sock");
+            Kind::Vscsi { program, ram, door } => {
+                let socket = folder.join(format!("vscsi{door}.sock"));
                 let mut command = Command::new(program);
                 command
                     .args(["serve", "--ram", &ram.to_string(), "--reactors", "1"])
                     .args(["--control", "none", "--state-dir", "none", "--quiet"])
-                    .arg("--vhost-user")
+                    .arg(door)
                     .arg(&socket);
                 (Some(command), socket)
             }
@@ -89,7 +92,16 @@ impl Backend {
 
     /// Descriptors in its queues, at most.
     pub fn queue_size(&self) -> u16 {
-        if matches!(self.kind, Kind::Device { .. }) { 128 } else { 1024 }
+        match self.kind {
+            Kind::Device { .. } => 128,
+            _ if self.is_function() => 256,
+            _ => 1024,
+        }
+    }
+
+    /// Whether it speaks vfio-user.
+    pub fn is_function(&self) -> bool {
+        matches!(self.kind, Kind::Vscsi { door: VFIO_USER, .. })
     }
 
     /// User and system time of all its threads; none for a back end of somebody else.

@@ -74,7 +74,7 @@ pub fn pattern(offset: u64, into: &mut [u8]) {
 
 /// Looks at the disk of a back end and, unless it is `filled`, writes the pattern to all of it;
 /// then reads some of it back, through both a small and a large request.
-pub fn prepare(device: &mut Device, filled: bool) -> Result<Disk, Error> {
+pub fn prepare<L>(device: &mut Device<L>, filled: bool) -> Result<Disk, Error> {
     device.settle(LUN)?;
     let (blocks, block) = device.capacity(LUN)?;
     let disk = Disk { blocks, block: block as usize };
@@ -264,7 +264,7 @@ impl Load {
     }
 
     /// Takes what is still in flight, and looks at what every slot transferred last.
-    fn finish(&mut self, device: &mut Device) -> Result<(), Error> {
+    fn finish<L>(&mut self, device: &mut Device<L>) -> Result<(), Error> {
         let since = Instant::now();
         while self.idle.len() < self.slots.len() {
             self.receive(&mut device.queues[2])?;
@@ -291,8 +291,8 @@ impl Load {
 
 /// Loads a connected device for `time` after a warm-up of a fifth of it. `begin` runs between
 /// the two.
-pub fn run(
-    device: &mut Device,
+pub fn run<L>(
+    device: &mut Device<L>,
     case: Case,
     disk: Disk,
     time: Duration,

@@ -7,7 +7,8 @@
 //! unless said otherwise; `--seconds N`, `--rounds N`, `--ram MIB`; `--program PATH` another
 //! `vscsi`; `--peer-only` none of ours; `--peer-socket PATH` a back end that runs already (SPDK's,
 //! say), whose disk is overwritten; `--rings` only what the rings cost in this process. Other words:
-//! only the case of that name, or those that contain them all.
+//! only the case of that name, or those that contain them all. `--vfio-user` measures our vfio-user
+//! function with our vhost-user controller as its peer.
 
 #![allow(missing_docs, missing_debug_implementations)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A benchmark may just stop.
@@ -16,7 +17,7 @@ mod backend;
 mod driver;
 mod rings;
 
-use backend::{Backend, Folder, Image, Kind, find_device, pin};
+use backend::{Backend, Folder, Image, Kind, VFIO_USER, find_device, pin};
 use driver::{Case, Disk, alone, prepare, run};
 use std::{cell::Cell, env, path::Path, thread::sleep, time::Duration};
 use vhost_frontend::{Device, Setup, feature};
@@ -84,7 +85,7 @@ fn words() -> Vec<String> {
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--quick" | "--peer-only" | "--rings" | "--bench" => {}
+            "--quick" | "--peer-only" | "--rings" | "--bench" | VFIO_USER => {}
             option if option.starts_with("--") => drop(arguments.next()),
             _ => words.push(argument),
         }
@@ -112,10 +113,18 @@ fn main() {
     let folder = folder.0.as_path();
 
     let program = option("--program").unwrap_or_else(|| env!("CARGO_BIN_EXE_vscsi").into());
-    let kind = Kind::Vscsi { program: program.into(), ram: bytes };
+    let vhost_user = Kind::Vscsi { program: program.into(), ram: bytes, door: "--vhost-user" };
+    let kind = match (&vhost_user, flag(VFIO_USER)) {
+        (Kind::Vscsi { program, .. }, true) => {
+            Kind::Vscsi { program: program.clone(), ram: bytes, door: VFIO_USER }
+        }
+        _ => vhost_user.clone(),
+    };
     let mut ours = (!flag("--peer-only")).then(|| Side::new(&kind, folder));
     let mut image = None;
-    let peer = if let Some(socket) = option("--peer-socket") {
+    let peer = if flag(VFIO_USER) {
+        Some(vhost_user)
+    } else if let Some(socket) = option("--peer-socket") {
         Some(Kind::Running { socket: socket.into() })
     } else if let Some(program) = find_device() {
         let made = Image::new(bytes).expect("an image in /dev/shm");
@@ -170,8 +179,13 @@ impl Side {
     fn new(kind: &Kind, folder: &Path) -> Self {
         let backend = Backend::start(kind, folder);
         let filled = backend.is_filled();
-        let mut device = Device::connect(backend.socket(), &Setup::default()).expect("a back end");
-        let disk = prepare(&mut device, filled).expect("the disk is written and read back");
+        let (socket, setup) = (backend.socket(), Setup::default());
+        let disk = if backend.is_function() {
+            prepare(&mut Device::plug(socket, &setup).expect("a function"), filled)
+        } else {
+            prepare(&mut Device::connect(socket, &setup).expect("a back end"), filled)
+        };
+        let disk = disk.expect("the disk is written and read back");
         Self { backend, disk }
     }
 
@@ -182,14 +196,21 @@ impl Side {
             return None;
         }
         self.backend.again(folder);
-        let mut device = match Device::connect(self.backend.socket(), &case.setup()) {
-            Ok(device) => device,
+        let before = Cell::new(None);
+        let (socket, setup) = (self.backend.socket(), case.setup());
+        let begin = || before.set(self.backend.cpu());
+        let ran = if self.backend.is_function() {
+            Device::plug(socket, &setup)
+                .and_then(|mut device| run(&mut device, case, self.disk, time, begin))
+        } else {
+            Device::connect(socket, &setup)
+                .and_then(|mut device| run(&mut device, case, self.disk, time, begin))
+        };
+        let ran = match ran {
+            Ok(ran) => ran,
             Err(vhost_frontend::Error::Missing { .. }) => return None,
             Err(error) => panic!("{}: {error}", case.name),
         };
-        let before = Cell::new(None);
-        let ran = run(&mut device, case, self.disk, time, || before.set(self.backend.cpu()))
-            .unwrap_or_else(|error| panic!("{}: {error}", case.name));
         let spent = self.backend.cpu().zip(before.get()).map(|(now, then)| now - then);
         Some(Figures {
             rate: ran.requests as f64 / ran.time.as_secs_f64(),
@@ -200,17 +221,23 @@ impl Side {
 
 /// The CPU that our back end takes with a device started and nothing to do.
 fn idle(side: &Side) {
-    let device = Device::connect(side.backend.socket(), &Setup::default()).expect("a back end");
-    sleep(Duration::from_millis(500));
-    let before = side.backend.cpu();
-    sleep(Duration::from_secs(2));
-    if let Some((now, then)) = side.backend.cpu().zip(before) {
-        println!(
-            "idle with a started device: {:.2} % of a core",
-            (now - then).as_secs_f64() * 50.0
-        );
+    let (socket, setup) = (side.backend.socket(), Setup::default());
+    let look = || {
+        sleep(Duration::from_millis(500));
+        let before = side.backend.cpu();
+        sleep(Duration::from_secs(2));
+        if let Some((now, then)) = side.backend.cpu().zip(before) {
+            let share = (now - then).as_secs_f64() * 50.0;
+            println!("idle with a started device: {share:.2} % of a core");
+        }
+    };
+    if side.backend.is_function() {
+        let _device = Device::plug(socket, &setup).expect("a function");
+        look();
+    } else {
+        let _device = Device::connect(socket, &setup).expect("a back end");
+        look();
     }
-    drop(device);
 }
 
 fn print_row(case: Case, own: &[Figures], others: &[Figures]) {

@@ -14,6 +14,7 @@ pub mod iser;
 pub mod ring;
 pub mod session;
 pub mod srp;
+pub mod vfio;
 pub mod vhost;
 
 /// A fuzz target.
@@ -58,4 +59,5 @@ pub const TARGETS: &[Target] = &[
     Target { name: "crq_session", run: crq::session, seeds: crq::session_seeds },
     Target { name: "crq_adapter", run: crq::adapter, seeds: crq::adapter_seeds },
     Target { name: "vhost_user", run: vhost::vhost, seeds: vhost::vhost_seeds },
+    Target { name: "vfio_user", run: vfio::vfio, seeds: vfio::vfio_seeds },
 ];

@@ -63,7 +63,7 @@ pub fn vhost(data: &[u8]) {
 
 /// Queues without a reactor: they take what is in a ring once, when it starts.
 #[derive(Debug, Default)]
-struct Queues {
+pub(crate) struct Queues {
     started: Mutex<HashMap<u32, Start>>,
 }
 
@@ -111,6 +111,16 @@ impl Router for Queues {
             Note::Log(log, done) => {
                 if let Some(start) = started.get_mut(&queue) {
                     start.ring.set_log(log, &start.map);
+                }
+                let _ = done.send(());
+            }
+            Note::Exchange(exchange, done) => {
+                if let Some(start) = started.get_mut(&queue) {
+                    let moved = exchange.areas.map(|areas| start.ring.move_to(areas));
+                    start.map = exchange.map;
+                    if !matches!(moved, Some(Ok(()))) {
+                        started.remove(&queue);
+                    }
                 }
                 let _ = done.send(());
             }
