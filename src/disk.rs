@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use thiserror::Error;
+use vscsi_target::backend::nvme::{Address, AddressError};
 
 use crate::{
     size::{self, SizeError},
@@ -14,6 +15,8 @@ use crate::{
 pub enum Source {
     /// A file or block device.
     File(PathBuf),
+    /// A namespace of an NVMe controller that is bound to VFIO.
+    Nvme(Address),
     /// Memory of so many bytes.
     Ram(u64),
     /// Zeroes, so many bytes of them.
@@ -125,6 +128,15 @@ pub enum DiskError {
     /// Not a logical unit number.
     #[error("{0:?} is not a logical unit number: 0 to {MAX_LUN} are")]
     Number(String),
+    /// Not a namespace.
+    #[error(transparent)]
+    Nvme(#[from] AddressError),
+    /// A namespace has the block size it was formatted with.
+    #[error("a namespace of an NVMe controller has the block size it was formatted with")]
+    NvmeBlockSize,
+    /// Only an NVMe controller has completions to poll for.
+    #[error("poll is for NVMe controllers only")]
+    Poll,
     /// Only a file can be opened around the page cache.
     #[error("direct input and output is for files and block devices only")]
     Direct,
@@ -159,7 +171,10 @@ impl Disk {
         let name = parts.next().filter(|name| !name.is_empty());
         let name = name.ok_or_else(|| DiskError::Unnamed(text.to_owned()))?;
         let source = match kind {
-            Kind::File => Source::File(PathBuf::from(name)),
+            Kind::File => match name.strip_prefix(Address::PREFIX) {
+                Some(address) => Source::Nvme(Address::parse(address)?),
+                None => Source::File(PathBuf::from(name)),
+            },
             Kind::Ram => Source::Ram(size::parse(&name)?),
             Kind::Null => Source::Null(size::parse(&name)?),
         };
@@ -183,13 +198,15 @@ impl Disk {
         if let Some(rate) = self.erase_rate.filter(|&rate| rate < MIN_ERASE_RATE) {
             return Err(DiskError::EraseRate(rate));
         }
-        if let Source::Ram(size) | Source::Null(size) = self.source {
+        if !matches!(self.source, Source::File(_)) {
             if self.direct {
                 return Err(DiskError::Direct);
             }
             if self.handover {
                 return Err(DiskError::Handover);
             }
+        }
+        if let Source::Ram(size) | Source::Null(size) = self.source {
             if !size.is_multiple_of(u64::from(self.block_size)) {
                 return Err(DiskError::Ragged { size, block_size: self.block_size });
             }
@@ -217,6 +234,13 @@ impl Disk {
             ("direct", None) => self.direct = true,
             ("removable", None) => self.removable = true,
             ("handover", None) => self.handover = true,
+            ("poll", None) => match &mut self.source {
+                Source::Nvme(address) => address.polled = true,
+                _ => return Err(DiskError::Poll),
+            },
+            ("bs", Some(_)) if matches!(self.source, Source::Nvme(_)) => {
+                return Err(DiskError::NvmeBlockSize);
+            }
             ("bs", Some(value)) => {
                 self.block_size = match value {
                     "512" => 512,
@@ -235,7 +259,7 @@ impl Disk {
                 let number = value.parse().map_err(|_| DiskError::Number(value.to_owned()))?;
                 self.number = Some(number);
             }
-            ("ro" | "rw" | "direct" | "removable" | "handover", Some(_)) => {
+            ("ro" | "rw" | "direct" | "removable" | "handover" | "poll", Some(_)) => {
                 return Err(DiskError::Form(option.to_owned(), "without a value"));
             }
             ("bs" | "pbs" | "erase-rate" | "serial" | "lun", None) => {
@@ -279,8 +303,19 @@ const MAX_SERIAL: usize = 64;
 pub const MAX_PHYSICAL: u32 = 1 << 20;
 /// The least erase rate, in bytes a second.
 const MIN_ERASE_RATE: u64 = 1 << 20;
-const OPTIONS: [&str; 10] =
-    ["ro", "rw", "direct", "removable", "handover", "bs", "pbs", "erase-rate", "serial", "lun"];
+const OPTIONS: [&str; 11] = [
+    "ro",
+    "rw",
+    "direct",
+    "removable",
+    "handover",
+    "poll",
+    "bs",
+    "pbs",
+    "erase-rate",
+    "serial",
+    "lun",
+];
 
 #[cfg(test)]
 mod tests {
@@ -297,6 +332,20 @@ mod tests {
         assert_eq!((disk.block_size, disk.number), (4096, Some(7)));
         assert!(disk.read_only && disk.direct && disk.removable && disk.handover);
         assert_eq!(disk.serial.as_deref(), Some("SN 1"));
+    }
+
+    #[test]
+    fn a_namespace_is_named_by_its_controller() {
+        let disk = file("nvme:0000:03:00.0/2,ro,poll,serial=X").unwrap();
+        let Source::Nvme(address) = disk.source else { panic!("{disk:?}") };
+        assert_eq!((address.nsid, address.polled, disk.read_only), (Some(2), true, true));
+        assert_eq!(file("./nvme:x").unwrap().source, Source::File("./nvme:x".into()));
+        for text in
+            ["nvme:", "nvme:x", "nvme:03:00.0/0", "nvme:03:00.0,bs=512", "nvme:03:00.0,direct"]
+        {
+            assert!(file(text).is_err(), "{text}");
+        }
+        assert_eq!(file("a.img,poll"), Err(DiskError::Poll));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use iscsi::names::target_port_name;
 use thiserror::Error;
 use vmm_glue::controller::Export;
 use vscsi_target::{
-    backend::{Backend, File, FileOptions, Mem, Null, OpenError},
+    backend::{Backend, File, FileOptions, Mem, Null, OpenError, nvme},
     model::{
         Identity, LogicalUnit, LuConfig, Model, ModelError, Target,
         reservation::{NexusId, TransportId},
@@ -35,6 +35,9 @@ pub enum ExportError {
     /// The image or device cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The NVMe controller or namespace cannot be used.
+    #[error(transparent)]
+    Nvme(#[from] nvme::OpenError),
     /// There is no memory for it.
     #[error("cannot make a RAM disk of {size} bytes: {source}")]
     Ram {
@@ -94,6 +97,7 @@ impl From<ExportError> for Report {
                     _ => report,
                 }
             }
+            ExportError::Nvme(open) => nvme_report(&open, what),
             ExportError::Ram { .. } => Self::new(Exit::Unavailable, "ram", what),
             ExportError::Identity { .. } => Self::new(Exit::Config, "identity", what)
                 .why("initiators would take both for one disk with two paths")
@@ -189,15 +193,16 @@ impl Exporter {
                 .find(|number| !used.contains(number) && !reserved.contains(number))
                 .ok_or_else(|| ExportError::Full(target.name.clone()))?,
         };
-        let mut backend = open(disk)?;
+        let mut backend = open(disk, self.model.postboxes.len())?;
         if let Some(size) = disk.physical_block_size {
             backend.set_physical_block_size(size);
         }
-        let identity = Identity::derive(&seed(target, disk, number), disk.serial.as_deref());
+        let identity =
+            Identity::derive(&seed(target, disk, &backend, number), disk.serial.as_deref());
         self.check_unique(&identity)?;
         // What is in RAM does not outlive the process, nor should who reserved it.
         let state_dir = match &disk.source {
-            Source::File(_) => state::directory(&self.state)?,
+            Source::File(_) | Source::Nvme(_) => state::directory(&self.state)?,
             Source::Ram(_) | Source::Null(_) => None,
         };
         let config =
@@ -224,7 +229,26 @@ impl Exporter {
     }
 }
 
-fn open(disk: &Disk) -> Result<Backend, ExportError> {
+fn nvme_report(error: &nvme::OpenError, what: String) -> Report {
+    use nvme::OpenError;
+    let (exit, code) = match error {
+        OpenError::Busy(_) | OpenError::InUse { .. } => (Exit::Retry, "nvme-in-use"),
+        OpenError::Permission { .. } => (Exit::Permission, "nvme-permission"),
+        OpenError::NotBound { .. } => (Exit::Unavailable, "nvme-not-bound"),
+        OpenError::NoIommu(_) => (Exit::Unavailable, "nvme-no-iommu"),
+        OpenError::NotViable { .. } => (Exit::Unavailable, "nvme-group"),
+        OpenError::Address(_)
+        | OpenError::Missing(_)
+        | OpenError::NotNvme { .. }
+        | OpenError::Empty(_)
+        | OpenError::Namespace { .. } => (Exit::NoInput, "nvme"),
+        OpenError::Vfio { .. } | OpenError::Memory { .. } => (Exit::Unavailable, "nvme-vfio"),
+        OpenError::Controller { .. } => (Exit::Io, "nvme-controller"),
+    };
+    Report::new(exit, code, what).fix(error.fix())
+}
+
+fn open(disk: &Disk, reactors: usize) -> Result<Backend, ExportError> {
     Ok(match &disk.source {
         Source::File(path) => {
             let options = FileOptions {
@@ -239,6 +263,9 @@ fn open(disk: &Disk) -> Result<Backend, ExportError> {
                 false => File::open(&options)?,
             })
         }
+        &Source::Nvme(address) => {
+            Backend::Nvme(Box::new(nvme::open(address, reactors, disk.read_only)?))
+        }
         &Source::Ram(size) => Backend::Mem(
             Mem::new(size, disk.block_size).map_err(|source| ExportError::Ram { size, source })?,
         ),
@@ -247,12 +274,16 @@ fn open(disk: &Disk) -> Result<Backend, ExportError> {
 }
 
 /// What stays the same about a logical unit over restarts.
-fn seed(target: &Target, disk: &Disk, number: u16) -> String {
+fn seed(target: &Target, disk: &Disk, backend: &Backend, number: u16) -> String {
     let what = match &disk.source {
         Source::File(path) => {
             let path: PathBuf = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
             format!("file {}", path.display())
         }
+        Source::Nvme(_) => match backend {
+            Backend::Nvme(nvme) => nvme.identity().to_owned(),
+            _ => format!("nvme {number}"),
+        },
         Source::Ram(_) => format!("ram {number}"),
         Source::Null(_) => format!("null {number}"),
     };

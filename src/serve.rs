@@ -30,6 +30,7 @@ use iscsi::{
 };
 use nix::sys::signal::kill;
 use vscsi_target::{
+    backend::{Backend, nvme},
     model::Model,
     reactor::{Inbox, Postboxes},
 };
@@ -186,6 +187,7 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     let postboxes =
         Postboxes::new(count.into()).map_err(|source| system("the reactors", source))?;
     let model = Model::new(Arc::clone(&postboxes));
+    let exported = Arc::clone(&model);
     let exporter = Exporter::new(Arc::clone(&model), config.state_dir.clone());
     let inboxes: Vec<_> =
         (0..count).map(|reactor| Inbox::new(reactor, Arc::clone(&postboxes))).collect();
@@ -269,7 +271,24 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
         let _ = handle.join();
     }
     drop((socket, sockets));
-    flush(&daemon)
+    let flushed = flush(&daemon);
+    close_devices(daemon, exported);
+    flushed
+}
+
+/// Shuts NVMe controllers down, so that they save what they cache.
+fn close_devices(daemon: Arc<Daemon>, model: Arc<Model>) {
+    drop(daemon);
+    for target in model.targets() {
+        for (number, lu) in target.luns() {
+            if matches!(lu.backend, Backend::Nvme(_)) {
+                let _ = target.unmap(number);
+            }
+        }
+    }
+    if !nvme::settle(GRACE) {
+        tracing::warn!("an NVMe controller is still busy");
+    }
 }
 
 /// Keeps the live state of all logical units as it is now: what ends from here on ends with the

@@ -31,7 +31,7 @@ use crate::{
     suggest::nearest,
 };
 use srp::RawSrp;
-use values::{Elsewhere, Name, OrNone, Portal, Size, Whole};
+use values::{Elsewhere, Name, Namespace, OrNone, Portal, Size, Whole};
 pub use values::{PortalError, portal};
 use vhost_user::{Front, RawController};
 
@@ -293,6 +293,7 @@ enum RawAlgorithm {
 #[serde(deny_unknown_fields)]
 struct RawLun {
     file: Option<PathBuf>,
+    nvme: Option<Namespace>,
     ram: Option<Size>,
     null: Option<Size>,
     number: Option<Whole<0, { MAX_LUN as u64 }>>,
@@ -500,12 +501,14 @@ impl From<RawAlgorithm> for Algorithm {
 
 impl RawLun {
     fn check(self, place: &str, fronts: &[Front]) -> Result<Disk, Fault> {
-        let source = match (self.file, self.ram, self.null) {
-            (Some(path), None, None) => Source::File(path),
-            (None, Some(size), None) => Source::Ram(size.0),
-            (None, None, Some(size)) => Source::Null(size.0),
+        let source = match (self.file, self.nvme, self.ram, self.null) {
+            (None, Some(nvme), None, None) => Source::Nvme(nvme.0),
+            (Some(path), None, None, None) => Source::File(path),
+            (None, None, Some(size), None) => Source::Ram(size.0),
+            (None, None, None, Some(size)) => Source::Null(size.0),
             _ => {
-                let fault = "a logical unit has exactly one of \"file\", \"ram\" and \"null\"";
+                let fault =
+                    "a logical unit has exactly one of \"file\", \"nvme\", \"ram\" and \"null\"";
                 return Err(Fault::new(place, fault, "\"file\": \"/path/of/an/image\""));
             }
         };

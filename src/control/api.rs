@@ -17,6 +17,12 @@ pub struct LunAdd {
     /// An absolute path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
+    /// A namespace of an NVMe controller, as `BDF` or `BDF/NSID`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvme: Option<String>,
+    /// Completions of the NVMe controller are polled for.
+    #[serde(default)]
+    pub poll: bool,
     /// Bytes of RAM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ram: Option<u64>,
@@ -305,6 +311,12 @@ pub struct LunStats {
     pub backend_errors: u64,
     /// Commands that were not done within the deadline.
     pub timeouts: u64,
+    /// Transfers that were copied, because the device does not reach the memory they were in.
+    #[serde(default)]
+    pub bounces: u64,
+    /// Resets of the NVMe controller behind it.
+    #[serde(default)]
+    pub resets: u64,
 }
 
 /// Counters of a reactor.

@@ -10,6 +10,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use thiserror::Error;
+use vscsi_target::backend::nvme::Address;
 
 use super::{
     api::{Fault, LunAdd, LunInfo, LunResize, LunRm, Numbers, Session, SessionKick, Stats},
@@ -159,7 +160,8 @@ fn lun_add(add: &cli::LunAdd) -> Result<LunAdd, Report> {
     };
     let disk = Disk::parse(text, kind, add.options.defaults())
         .map_err(|error| Report::new(Exit::Usage, "disk", error.to_string()))?;
-    let (mut file, mut ram, mut null) = (None, None, None);
+    let (mut file, mut nvme, mut ram, mut null) = (None, None, None, None);
+    let mut poll = false;
     match disk.source {
         Source::File(path) => {
             // The server has another working directory.
@@ -171,12 +173,19 @@ fn lun_add(add: &cli::LunAdd) -> Result<LunAdd, Report> {
             })?;
             file = Some(name);
         }
+        Source::Nvme(address) => {
+            poll = address.polled;
+            let name = address.to_string();
+            nvme = Some(name.trim_start_matches(Address::PREFIX).to_owned());
+        }
         Source::Ram(size) => ram = Some(size),
         Source::Null(size) => null = Some(size),
     }
     Ok(LunAdd {
         target: add.of.target.clone(),
         file,
+        nvme,
+        poll,
         ram,
         null,
         lun: add.lun.or(disk.number),

@@ -129,6 +129,7 @@ pub fn stats(stats: &Stats) -> String {
     );
     let mut rows = vec![row([
         "TARGET", "LUN", "READS", "READ", "WRITES", "WRITTEN", "FAILURES", "ERRORS", "LATE",
+        "COPIED", "RESETS",
     ])];
     rows.extend(stats.luns.iter().map(|lun| {
         row([
@@ -141,6 +142,8 @@ pub fn stats(stats: &Stats) -> String {
             &lun.failures.to_string(),
             &lun.backend_errors.to_string(),
             &lun.timeouts.to_string(),
+            &lun.bounces.to_string(),
+            &lun.resets.to_string(),
         ])
     }));
     text += &align(&rows);

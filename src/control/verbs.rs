@@ -9,7 +9,10 @@ use std::{
 
 use iscsi::{negotiate::Transport, registry::SessionFacts};
 use serde_json::{Value, json};
-use vscsi_target::model::{LogicalUnit, Target, lu::Counters};
+use vscsi_target::{
+    backend::nvme::Address,
+    model::{LogicalUnit, Target, lu::Counters},
+};
 
 use super::{
     api::{
@@ -47,14 +50,22 @@ pub fn call(daemon: &Daemon, method: &str, params: Value) -> Outcome {
 
 fn lun_add(daemon: &Daemon, params: LunAdd) -> Outcome {
     let target = target(daemon, params.target.as_deref())?;
-    let source = match (params.file, params.ram, params.null) {
-        (Some(path), None, None) if path.starts_with('/') => Source::File(path.into()),
-        (Some(_), None, None) => {
+    let source = match (params.file, params.nvme, params.ram, params.null) {
+        (None, Some(address), None, None) => {
+            let address = Address::parse(&address);
+            let address = address.map_err(|error| Failure::Parameters(error.to_string()))?;
+            Source::Nvme(Address { polled: params.poll, ..address })
+        }
+        (Some(path), None, None, None) if path.starts_with('/') => Source::File(path.into()),
+        (Some(_), None, None, None) => {
             return Err(Failure::Parameters("file is not an absolute path".to_owned()));
         }
-        (None, Some(size), None) => Source::Ram(size),
-        (None, None, Some(size)) => Source::Null(size),
-        _ => return Err(Failure::Parameters("exactly one of file, ram and null is given".into())),
+        (None, None, Some(size), None) => Source::Ram(size),
+        (None, None, None, Some(size)) => Source::Null(size),
+        _ => {
+            let fault = "exactly one of file, nvme, ram and null is given";
+            return Err(Failure::Parameters(fault.into()));
+        }
     };
     if matches!(source, Source::Ram(0) | Source::Null(0)) {
         return Err(Failure::Parameters(size::SizeError::Zero.to_string()));
@@ -249,6 +260,8 @@ fn stats(daemon: &Daemon) -> Stats {
             failures: sum(|c| c.failures.load(Relaxed)),
             backend_errors: sum(|c| c.backend_errors.load(Relaxed)),
             timeouts: sum(|c| c.timeouts.load(Relaxed)),
+            bounces: lu.backend.bounces(),
+            resets: lu.backend.resets(),
         }
     });
     let reactors = (0u16..).zip(&daemon.threads).map(|(reactor, thread)| {

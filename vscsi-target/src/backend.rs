@@ -7,13 +7,15 @@
 pub mod file;
 pub mod mem;
 pub mod null;
+pub mod nvme;
 
-use crate::reactor::{ring::Ring, sg::Segment};
+use crate::reactor::{Devices, pool::PoolBuf, ring::Ring, sg::Segment};
 use std::io;
 
 pub use file::{File, FileOptions, OpenError};
 pub use mem::Mem;
 pub use null::Null;
+pub use nvme::Nvme;
 
 /// What does not change while a backend is open.
 #[derive(Clone, Debug)]
@@ -73,6 +75,17 @@ pub enum Started {
     Queued,
     /// This backend cannot do it without blocking: send it to a worker.
     WouldBlock,
+    /// The device does not reach the memory: do it with a pool buffer.
+    Unreachable,
+}
+
+/// What a reactor does input and output with.
+#[derive(Debug)]
+pub struct Lanes {
+    /// The ring.
+    pub ring: Ring,
+    /// The queue pairs of devices.
+    pub devices: Devices,
 }
 
 /// A backend.
@@ -84,6 +97,8 @@ pub enum Backend {
     Mem(Mem),
     /// A file or block device.
     File(File),
+    /// A namespace of an NVMe controller.
+    Nvme(Box<Nvme>),
 }
 
 macro_rules! each {
@@ -92,6 +107,7 @@ macro_rules! each {
             Self::Null($backend) => $call,
             Self::Mem($backend) => $call,
             Self::File($backend) => $call,
+            Self::Nvme($backend) => $call,
         }
     };
 }
@@ -108,6 +124,7 @@ impl Backend {
             Self::Null(null) => null.properties.physical_block_size = size,
             Self::Mem(mem) => mem.properties.physical_block_size = size,
             Self::File(file) => file.properties.physical_block_size = size,
+            Self::Nvme(nvme) => nvme.properties.physical_block_size = size,
         }
     }
 
@@ -123,23 +140,39 @@ impl Backend {
 
     /// Whether blocking calls never wait for a device: then they may run on a reactor.
     pub fn never_waits(&self) -> bool {
-        !matches!(self, Self::File(_))
+        !matches!(self, Self::File(_) | Self::Nvme(_))
     }
 
     /// Starts a fast-lane operation on `segments` of memory at byte `offset`. The memory must stay
     /// valid until the operation is done: the caller holds it in its task.
     pub fn start(
         &self,
-        ring: &mut Ring,
+        lanes: &mut Lanes,
         key: u64,
         op: Op,
         offset: u64,
         segments: &[Segment],
     ) -> Started {
         match self {
-            Self::Null(null) => null.start(ring, key, op, offset, segments),
-            Self::Mem(mem) => mem.start(ring, key, op, offset, segments),
-            Self::File(file) => file.start(ring, key, op, offset, segments),
+            Self::Null(null) => null.start(&mut lanes.ring, key, op, offset, segments),
+            Self::Mem(mem) => mem.start(&mut lanes.ring, key, op, offset, segments),
+            Self::File(file) => file.start(&mut lanes.ring, key, op, offset, segments),
+            Self::Nvme(nvme) => nvme.start(&mut lanes.devices, key, op, offset, segments),
+        }
+    }
+
+    /// Lets the device behind it, if there is one, reach a pool buffer.
+    #[inline]
+    pub fn reach(&self, lanes: &mut Lanes, buffer: &PoolBuf) {
+        if let Self::Nvme(nvme) = self {
+            nvme.reach(&mut lanes.devices, buffer);
+        }
+    }
+
+    /// A transfer goes through a pool buffer, because of [`Started::Unreachable`].
+    pub fn bounced(&self) {
+        if let Self::Nvme(nvme) = self {
+            nvme.bounced();
         }
     }
 
@@ -148,7 +181,7 @@ impl Backend {
         match self {
             Self::Mem(mem) => mem.lend(offset, len),
             Self::Null(null) => null.lend(offset, len),
-            Self::File(_) => None,
+            Self::File(_) | Self::Nvme(_) => None,
         }
     }
 
@@ -171,8 +204,10 @@ impl Backend {
     /// An operation that [`Backend::start`] queued has failed. If written data may be lost with it,
     /// all flushes and forced writes fail from now on.
     pub fn failed(&self, op: Op, error: &io::Error) {
-        if let Self::File(file) = self {
-            file.failed(op, error);
+        match self {
+            Self::File(file) => file.failed(op, error),
+            Self::Nvme(nvme) => nvme.failed(op),
+            Self::Null(_) | Self::Mem(_) => {}
         }
     }
 
@@ -204,8 +239,25 @@ impl Backend {
     /// Blocking: takes the image over, see [`File::acquire`].
     pub fn acquire(&self) -> Result<(), OpenError> {
         match self {
-            Self::Null(_) | Self::Mem(_) => Ok(()),
+            Self::Null(_) | Self::Mem(_) | Self::Nvme(_) => Ok(()),
             Self::File(file) => file.acquire(),
+        }
+    }
+
+    /// How many transfers were copied because the device or O_DIRECT does not take their memory.
+    pub fn bounces(&self) -> u64 {
+        match self {
+            Self::File(file) => file.bounces(),
+            Self::Nvme(nvme) => nvme.bounces(),
+            Self::Null(_) | Self::Mem(_) => 0,
+        }
+    }
+
+    /// How often the device behind it was reset.
+    pub fn resets(&self) -> u64 {
+        match self {
+            Self::Nvme(nvme) => nvme.resets(),
+            Self::Null(_) | Self::Mem(_) | Self::File(_) => 0,
         }
     }
 

@@ -15,8 +15,9 @@ mod submit;
 pub mod task;
 
 use crate::{
+    backend::Lanes,
     model::Model,
-    reactor::{Mail, pool::Pool, ring::Ring, sg::Segment, workers::Workers},
+    reactor::{Devices, Mail, pool::Pool, ring::Ring, sg::Segment, workers::Workers},
 };
 use std::{io, mem, sync::Arc};
 
@@ -34,8 +35,8 @@ pub struct Engine {
     pub reactor: u16,
     /// Buffers.
     pub pool: Pool,
-    /// The ring.
-    pub ring: Ring,
+    /// What it does input and output with. Goes before the memory of tasks.
+    pub lanes: Lanes,
     workers: Arc<Workers>,
     tasks: task::Table,
     /// The time of the last tick.
@@ -63,7 +64,7 @@ impl Engine {
             model,
             reactor,
             pool,
-            ring,
+            lanes: Lanes { ring, devices: Devices::new(reactor) },
             workers,
             tasks: task::Table::default(),
             seconds: 0,
@@ -86,12 +87,14 @@ impl Engine {
             }
         }
         let mut reaped = mem::take(&mut self.reaped);
-        self.ring.reap(|key, result| reaped.push((key, result)));
+        self.lanes.ring.reap(|key, result| reaped.push((key, result)));
+        self.lanes.devices.reap(|key, result| reaped.push((key, result)));
         for (key, result) in reaped.drain(..) {
             self.moved(TaskKey(key), result);
         }
         self.reaped = reaped;
-        self.ring.submit();
+        self.lanes.ring.submit();
+        self.lanes.devices.submit();
     }
 
     /// Moves the completions gathered so far into `into`, which must be empty.

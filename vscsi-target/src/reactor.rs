@@ -5,6 +5,8 @@
 //! target costs no CPU. Everything an endpoint does happens on its reactor, in batches: events in,
 //! completions out, one flush an endpoint at the end of each turn.
 
+mod devices;
+pub mod dma;
 mod inbox;
 pub(crate) mod pages;
 mod poller;
@@ -18,6 +20,7 @@ mod timers;
 pub mod turn;
 pub mod workers;
 
+pub use devices::Devices;
 pub use inbox::Inbox;
 pub use postbox::{Mail, Postboxes};
 pub use turn::{Cx, Endpoint, EndpointId, Reactor, Ready};

@@ -8,6 +8,7 @@ use std::{
 use iscsi::names::IscsiName;
 use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
+use vscsi_target::backend::nvme::Address;
 
 use crate::{config::ISCSI_PORT, size};
 
@@ -32,6 +33,18 @@ impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         IscsiName::parse(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
+/// A namespace of an NVMe controller: `BDF` or `BDF/NSID`, and `,poll` for one without interrupts.
+pub(super) struct Namespace(pub(super) Address);
+
+impl<'de> Deserialize<'de> for Namespace {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let name = text.strip_suffix(",poll");
+        let address = Address::parse(name.unwrap_or(&text)).map_err(de::Error::custom)?;
+        Ok(Self(Address { polled: name.is_some(), ..address }))
     }
 }
 

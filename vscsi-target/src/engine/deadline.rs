@@ -29,7 +29,7 @@ impl Engine {
 
     /// Whether time matters, so that the reactor must not sleep through a tick.
     pub fn has_deadlines(&self) -> bool {
-        self.io_timeout > 0 && self.tasks.len() > 0
+        self.io_timeout > 0 && self.tasks.len() > 0 || self.lanes.devices.is_busy()
     }
 
     /// Tells the time, in seconds of any clock that only goes forward; about once a second while
@@ -39,7 +39,11 @@ impl Engine {
         if !self.has_deadlines() {
             return;
         }
-        let most = self.io_timeout;
+        self.lanes.devices.tick();
+        let most = match self.io_timeout {
+            0 => return,
+            most => most,
+        };
         for key in self.tasks.matching(|task| task.is_late(seconds, most)) {
             self.late(key);
         }
@@ -63,7 +67,10 @@ impl Engine {
         itl.lu.fell_behind(seconds.saturating_sub(task.since));
         match &task.cancelled {
             Some(cancelled) => cancelled.store(true, SeqCst),
-            None => self.ring.cancel(key.0),
+            None => {
+                self.lanes.ring.cancel(key.0);
+                self.lanes.devices.cancel(key.0);
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Call, Engine,
-    task::{Media, Stage, Task, TaskKey, Work, Worked},
+    task::{Media, OwnMemory, Stage, Task, TaskKey, Work, Worked},
 };
 use crate::{
     backend::{Op, Started},
@@ -79,7 +79,7 @@ impl Engine {
         match result {
             Started::Queued => {}
             Started::Done(result) => self.moved(key, result),
-            Started::WouldBlock => self.move_on_worker(key, media),
+            Started::WouldBlock | Started::Unreachable => self.move_on_worker(key, media),
         }
     }
 
@@ -90,20 +90,44 @@ impl Engine {
         let lu = &task.itl.lu;
         let offset = media.lba * u64::from(lu.block_size());
         if task.own.is_own && !task.own.bounced {
-            return lu.backend.start(&mut self.ring, key.0, media.op, offset, &task.own.segments);
+            let memory = &task.own.segments;
+            match lu.backend.start(&mut self.lanes, key.0, media.op, offset, memory) {
+                Started::Unreachable => {}
+                started => return started,
+            }
+            lu.backend.bounced();
+            match self.bounce(&task.own, media) {
+                Some(buffer) => (task.buffer, task.own.bounced) = (Some(buffer), true),
+                // A worker says what there is to say.
+                None => return Started::WouldBlock,
+            }
         }
         let Some(buffer) = &mut task.buffer else {
             return Started::Done(Err(io::ErrorKind::OutOfMemory.into()));
         };
+        lu.backend.reach(&mut self.lanes, buffer);
         let segment = buffer.segment(media.len);
-        lu.backend.start(&mut self.ring, key.0, media.op, offset, &[segment])
+        match lu.backend.start(&mut self.lanes, key.0, media.op, offset, &[segment]) {
+            Started::Unreachable => Started::WouldBlock,
+            started => started,
+        }
+    }
+
+    /// A pool buffer in place of the transport's own memory, with what is to be written.
+    fn bounce(&self, own: &OwnMemory, media: Media) -> Option<PoolBuf> {
+        let mut buffer = self.pool.take(media.len)?;
+        if let (Op::Write { .. }, Some(room)) = (media.op, buffer.bytes_mut().get_mut(..media.len))
+        {
+            sg::gather(&own.segments, room);
+        }
+        Some(buffer)
     }
 
     /// What became of a task that is not in the table.
     fn settle(&mut self, task: Task, result: Started) {
         match result {
             Started::Done(result) => self.end_media(task, result),
-            Started::Queued | Started::WouldBlock => {
+            Started::Queued | Started::WouldBlock | Started::Unreachable => {
                 // A backend that never waits answered as one that does.
                 self.end_media(task, Err(io::ErrorKind::WouldBlock.into()));
             }

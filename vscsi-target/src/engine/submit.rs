@@ -219,13 +219,13 @@ impl Engine {
         let epoch = lu.gate.enter(self.reactor)?;
         let offset = media.lba * u64::from(lu.block_size());
         let key = u64::MAX;
-        let started = lu.backend.start(&mut self.ring, key, media.op, offset, memory);
+        let started = lu.backend.start(&mut self.lanes, key, media.op, offset, memory);
         lu.gate.leave(self.reactor, epoch);
         Some(match started {
             Started::Done(Ok(())) => Ok(()),
             Started::Done(Err(error)) => Err(self.media_failed(itl, media, &error)),
             // A backend that never waits answered as one that does.
-            Started::Queued | Started::WouldBlock => {
+            Started::Queued | Started::WouldBlock | Started::Unreachable => {
                 Err(self.media_failed(itl, media, &io::ErrorKind::WouldBlock.into()))
             }
         })

@@ -19,6 +19,8 @@ pub(super) enum Source {
     Wake,
     /// The ring.
     Ring,
+    /// The queue pair of a device, by its descriptor.
+    Device(RawFd),
     /// An endpoint, and its own name for the descriptor.
     Endpoint(EndpointId, u32),
 }

@@ -164,7 +164,7 @@ impl<E: Endpoint> Reactor<E> {
         let mut poller = Poller::new()?;
         let wake = inbox.postboxes.wake_fd(inbox.reactor).ok_or(io::ErrorKind::NotFound)?;
         poller.watch(wake, Source::Wake, true, false)?;
-        if let Some(ring) = engine.ring.fd() {
+        if let Some(ring) = engine.lanes.ring.fd() {
             poller.watch(ring, Source::Ring, true, false)?;
         }
         // Polling is for work that comes from elsewhere: pointless on the only core of a machine, and
@@ -236,6 +236,7 @@ impl<E: Endpoint> Reactor<E> {
                 worked = true;
             }
             let (finished, more) = self.complete();
+            self.follow_devices()?;
             worked |= finished;
 
             if stopping && self.slots.iter().all(|slot| !slot.taken) && !self.engine.is_busy() {
@@ -250,11 +251,25 @@ impl<E: Endpoint> Reactor<E> {
             if worked {
                 self.spin.worked(self.now);
             }
-            sleep = !more && !worked && !self.spin.goes_on(self.now);
+            sleep = !more
+                && !worked
+                && !self.spin.goes_on(self.now)
+                && !self.engine.lanes.devices.must_be_polled();
             if !worked {
                 hint::spin_loop();
             }
         }
+    }
+
+    /// Watches the queue pairs of devices that are new, and no longer those that are over.
+    fn follow_devices(&mut self) -> io::Result<()> {
+        if let Some((fresh, over)) = self.engine.lanes.devices.changes() {
+            for fd in fresh {
+                self.poller.watch(fd, Source::Device(fd), true, false)?;
+            }
+            over.iter().for_each(|pair| self.poller.unwatch(pair.fd()));
+        }
+        Ok(())
     }
 
     /// Waits for an event or the next timer. Idle memory goes back after a while, once.
@@ -271,7 +286,7 @@ impl<E: Endpoint> Reactor<E> {
         if self.engine.has_deadlines() && !(0..=TICK_MILLIS).contains(&limit) {
             limit = TICK_MILLIS;
         }
-        if self.engine.ring.is_stuck() {
+        if self.engine.lanes.ring.is_stuck() {
             limit = 1;
         }
         if self.engine.pool.cached() > 0 && !(0..=TRIM_AFTER).contains(&limit) {
@@ -318,6 +333,7 @@ impl<E: Endpoint> Reactor<E> {
                 Source::Wake => self.inbox.postboxes.lower(self.inbox.reactor),
                 // The engine looks at every turn.
                 Source::Ring => {}
+                Source::Device(fd) => self.engine.lanes.devices.lower(fd),
                 Source::Endpoint(id, source) => {
                     self.call(id, |endpoint, cx| endpoint.ready(source, ready, cx));
                 }

@@ -70,16 +70,16 @@ fn image() -> Backend {
 /// Keeps the kernel's queue full of reads that wait, so that nothing else gets in. Dropping the
 /// second end of the pipe ends them.
 fn fill_the_ring(rig: &mut Rig, memory: &mut [[u8; 1]]) -> Option<(OwnedFd, OwnedFd)> {
-    if !rig.engine.ring.is_enabled() {
+    if !rig.engine.lanes.ring.is_enabled() {
         eprintln!("skipped: io_uring is not allowed here");
         return None;
     }
     let (reader, writer) = nix::unistd::pipe().unwrap();
     for byte in memory {
         // Of no task: what becomes of them concerns nobody.
-        rig.engine.ring.read(u64::MAX, reader.as_raw_fd(), 0, &[Segment::of(byte)]);
+        rig.engine.lanes.ring.read(u64::MAX, reader.as_raw_fd(), 0, &[Segment::of(byte)]);
     }
-    rig.engine.ring.submit();
+    rig.engine.lanes.ring.submit();
     Some((reader, writer))
 }
 
@@ -213,7 +213,7 @@ fn what_is_done_before_it_can_be_taken_back_ends_with_its_own_result() {
     let mut rig = with_deadline(Rig::over(image()));
     let mut nexus = rig.nexus("iqn.a");
     let read = rig.submit(&mut nexus, &read_10(0, 1), &room(512));
-    rig.engine.ring.submit();
+    rig.engine.lanes.ring.submit();
     std::thread::sleep(Duration::from_millis(50));
     rig.engine.tick(LATE);
     let (_, response, data) = rig.wait(read);
