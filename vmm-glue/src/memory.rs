@@ -12,7 +12,7 @@ use std::{fs, io, sync::Arc};
 use nix::sys::statfs::fstatfs;
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionBuilder};
-use vscsi_target::reactor::sg::Segment;
+use vscsi_target::reactor::{dma::Reachable, sg::Segment};
 
 use guard::Guarded;
 
@@ -83,6 +83,8 @@ pub struct Region {
 
 #[derive(Debug)]
 struct Mapping {
+    /// Goes first: what it says of the memory holds while it is mapped.
+    _reachable: Option<Reachable>,
     /// Goes before the memory it guards.
     guard: Guarded,
     _memory: MmapRegion<()>,
@@ -143,7 +145,13 @@ impl Region {
         // SAFETY: all of a mapping of its own, whole pages; nothing relies on what is in it.
         let guard =
             unsafe { Guarded::register(memory.as_ptr(), bytes, page as usize) }.map_err(map)?;
-        let mapping = Arc::new(Mapping { guard, _memory: memory });
+        // What is only read here would be refused: devices get memory for both.
+        let reachable = writable.then(|| {
+            // SAFETY: the same, readable and writable, until `Mapping` is dropped, which drops this
+            // first.
+            unsafe { Reachable::new(memory.as_ptr(), bytes) }
+        });
+        let mapping = Arc::new(Mapping { _reachable: reachable, guard, _memory: memory });
         Ok(Self { gpa, size, uva, writable, host, mapping })
     }
 
