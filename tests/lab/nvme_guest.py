@@ -8,7 +8,7 @@ from qmp import Qmp
 from targets import Vscsi
 
 PROGRAMS = ("blkdiscard", "sg_sync")
-MODULES = ("nvme", "vfio-pci", "vfio_iommu_type1", "iscsi_tcp")
+MODULES = ("nvme", "vfio-pci", "vfio_iommu_type1", "iommufd", "iscsi_tcp")
 # Larger than what the guest writes, so that an address is never reached by accident.
 SIZE = 256 << 20
 

@@ -30,6 +30,7 @@ bdf() {
 
 nvme_found() {
     modprobe -a nvme vfio-pci vfio_iommu_type1
+    [ "$INTERFACE" != iommufd ] || modprobe iommufd
     within 10 test -e /dev/nvme0n1
     bdf >/run/bdf
     ls -d /sys/kernel/iommu_groups/*/devices/"$(bdf)"
@@ -60,8 +61,7 @@ served() {
     VSCSI_LOG=info serve --vhost-user /run/vhost.sock
     vscsi lun list
     vscsi lun list | grep "nvme:$(cat /run/bdf)/1"
-    cat /tmp/target.log
-    grep "$INTERFACE" /tmp/target.log
+    grep "interface=\"$INTERFACE\"" /tmp/target.log
 }
 
 first_read() {

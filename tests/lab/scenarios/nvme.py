@@ -2,7 +2,7 @@
 
 import pathlib
 
-from guest import backported_kernel
+import ubuntu
 from nvme_guest import SIZE, Nvme, NvmeGuest
 from targets import Vscsi
 
@@ -13,8 +13,8 @@ def test_container(lab):
 
 
 def test_iommufd(lab):
-    """By a device file and iommufd, with kernel 6.12."""
-    _run(lab, "iommufd", boots=backported_kernel())
+    """By a device file and iommufd, with a kernel that has it."""
+    _run(lab, "iommufd", boots=ubuntu.kernel())
 
 
 def _run(lab, interface, **options):

@@ -126,7 +126,7 @@ fn identity(about: &nvme::ControllerData, data: &NamespaceData, nsid: u32) -> St
 /// Whether no write of the largest atomic size is torn by a power failure: it is one command, and
 /// the controller promises so for as many blocks.
 fn never_tears(controller: &Controller, data: &NamespaceData) -> bool {
-    let blocks = data.atomic_blocks.unwrap_or(controller.data().atomic_blocks);
+    let blocks = data.atomic_blocks.unwrap_or_else(|| controller.data().atomic_blocks);
     let bytes = u64::from(blocks) * u64::from(data.block_size);
     let most = u64::from(limits::MAX_ATOMIC);
     bytes >= most && controller.most_bytes() as u64 >= most && data.atomic_boundary == 0
