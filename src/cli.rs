@@ -104,7 +104,8 @@ pub struct OfTarget {
 #[derive(Debug, Args)]
 #[group(id = "what", required = true, multiple = false, args = ["disk", "ram", "null"])]
 pub struct LunAdd {
-    /// Image file or block device, with options as in PATH,ro,bs=4096,pbs=4096,direct,removable,handover,erase-rate=64M,serial=X
+    /// Image file, block device or NVMe controller that is bound to vfio-pci (nvme:0000:03:00.0 or
+    /// nvme:0000:03:00.0/NSID), with options as in PATH,ro,bs=4096,pbs=4096,direct,removable,handover,poll,erase-rate=64M,serial=X
     pub disk: Option<String>,
     /// A RAM disk of this size
     #[arg(long, value_name = "SIZE")]

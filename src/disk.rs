@@ -206,10 +206,10 @@ impl Disk {
                 return Err(DiskError::Handover);
             }
         }
-        if let Source::Ram(size) | Source::Null(size) = self.source {
-            if !size.is_multiple_of(u64::from(self.block_size)) {
-                return Err(DiskError::Ragged { size, block_size: self.block_size });
-            }
+        if let Source::Ram(size) | Source::Null(size) = self.source
+            && !size.is_multiple_of(u64::from(self.block_size))
+        {
+            return Err(DiskError::Ragged { size, block_size: self.block_size });
         }
         if let Some(serial) = &self.serial {
             let fits = (1..=MAX_SERIAL).contains(&serial.len());

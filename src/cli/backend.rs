@@ -34,7 +34,8 @@ pub struct BackendArgs {
     /// Print what this program is and can as JSON, and end
     #[arg(long)]
     pub print_capabilities: bool,
-    /// Image file or block device, with options as in PATH,ro,bs=4096,pbs=4096,direct,removable,handover,erase-rate=64M,serial=X,lun=N
+    /// Image file, block device or NVMe controller that is bound to vfio-pci (nvme:0000:03:00.0 or
+    /// nvme:0000:03:00.0/NSID), with options as in PATH,ro,bs=4096,pbs=4096,direct,removable,handover,poll,erase-rate=64M,serial=X,lun=N
     #[arg(value_name = "DISK")]
     pub disks: Vec<String>,
     /// Export a RAM disk of this size; options follow as with DISK

@@ -43,7 +43,7 @@ impl From<DiskListError> for Report {
             DiskListError::Number(_) => Self::new(Exit::Usage, "lun-in-use", what)
                 .fix("give each disk a number of its own, or none"),
             DiskListError::Disk(_) => Self::new(Exit::Usage, "disk", what)
-                .fix("PATH[,ro][,bs=512|4096][,pbs=BYTES][,direct][,removable][,handover][,erase-rate=SIZE][,serial=X][,lun=N]"),
+                .fix("PATH or nvme:BDF[/NSID][,ro][,bs=512|4096][,pbs=BYTES][,direct][,removable][,handover][,poll][,erase-rate=SIZE][,serial=X][,lun=N]"),
         }
     }
 }

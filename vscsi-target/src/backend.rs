@@ -88,6 +88,13 @@ pub struct Lanes {
     pub devices: Devices,
 }
 
+impl Lanes {
+    /// Of a reactor, with its ring.
+    pub fn new(reactor: u16, ring: Ring) -> Self {
+        Self { ring, devices: Devices::new(reactor) }
+    }
+}
+
 /// A backend.
 #[derive(Debug)]
 pub enum Backend {

@@ -17,7 +17,7 @@ pub mod task;
 use crate::{
     backend::Lanes,
     model::Model,
-    reactor::{Devices, Mail, pool::Pool, ring::Ring, sg::Segment, workers::Workers},
+    reactor::{Mail, pool::Pool, ring::Ring, sg::Segment, workers::Workers},
 };
 use std::{io, mem, sync::Arc};
 
@@ -64,7 +64,7 @@ impl Engine {
             model,
             reactor,
             pool,
-            lanes: Lanes { ring, devices: Devices::new(reactor) },
+            lanes: Lanes::new(reactor, ring),
             workers,
             tasks: task::Table::default(),
             seconds: 0,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::backend::Backend;
+use crate::backend::{Backend, Lanes};
 use std::{
     os::unix::fs::MetadataExt,
     path::Path,
@@ -180,12 +180,12 @@ fn failed_flush_stays_failed_for_flushes_and_forced_writes_only() {
     backend.failed(Op::Flush, &Errno::ENOSPC.into());
     backend.failed(Op::Flush, &Errno::EIO.into());
     assert_eq!(backend.flush().unwrap_err().kind(), io::ErrorKind::StorageFull);
-    let mut ring = Ring::disabled();
-    let flushed = backend.start(&mut ring, 1, Op::Flush, 0, &[]);
+    let mut lanes = Lanes::new(0, Ring::disabled());
+    let flushed = backend.start(&mut lanes, 1, Op::Flush, 0, &[]);
     assert!(matches!(flushed, Started::Done(Err(e)) if e.raw_os_error() == Some(28)));
-    let forced = backend.start(&mut ring, 1, Op::Write { fua: true }, 0, &[]);
+    let forced = backend.start(&mut lanes, 1, Op::Write { fua: true }, 0, &[]);
     assert!(matches!(forced, Started::Done(Err(_))));
-    assert!(matches!(backend.start(&mut ring, 1, Op::Read, 0, &[]), Started::WouldBlock));
+    assert!(matches!(backend.start(&mut lanes, 1, Op::Read, 0, &[]), Started::WouldBlock));
     backend.write_at(0, &[1; 512]).unwrap();
 }
 
