@@ -10,6 +10,8 @@
 //! * Memory is what the client maps with a descriptor, at the addresses that the guest's device
 //!   drivers use: those of the IOMMU, where there is one. Mapping and unmapping does not stop the
 //!   queues; an unmapping is answered when no request in flight uses the memory.
+//! * Memory without a descriptor is carried by DMA_READ and DMA_WRITE to a copy that the queue works on,
+//!   and back. Reactors do not wait for that; the connection's thread does.
 //! * A reset by the driver is complete when the device status reads 0, a reset by the client when it is
 //!   answered: all requests in flight are finished then.
 //! * What cannot be is answered with an errno. What is no message, and anything before the version,
@@ -18,7 +20,9 @@
 //!
 //! The specification of the protocol comes with libvfio-user and QEMU.
 
+mod carry;
 mod connection;
+mod courier;
 mod device;
 mod irq;
 mod memory;

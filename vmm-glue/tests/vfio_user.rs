@@ -269,6 +269,83 @@ fn pages_come_and_go_while_requests_run() {
 }
 
 #[test]
+fn memory_without_a_descriptor_is_carried_by_messages() {
+    let host = host(1);
+    let mut client = client(&host);
+    let memory = Memory::new(1, 8 << 20).unwrap();
+    let (start, len) = memory.bounds(0).unwrap();
+    client.map(start, len, None).unwrap();
+    client.memory = Some(Arc::clone(&memory));
+    // Packed rings and event indices are not offered then.
+    let mut device = Device::drive(client, memory, &Setup::default()).unwrap();
+    assert_eq!(device.offered & (feature::RING_PACKED | feature::EVENT_IDX), 0);
+    let header = device.memory.window(64, 64).unwrap();
+    let response = device.memory.window(128, 64).unwrap();
+    let data = device.memory.window(65536, 4096).unwrap();
+    let table = vhost_frontend::Table::new(&device.memory, 3).unwrap();
+    let request = |device: &mut Device<Client>, cdb: &[u8], buffer: Option<Buffer>| {
+        header.write(0, &scsi::request(LUN, 1, cdb));
+        response.fill(0xEE);
+        let mut chain = vec![Buffer::out(&header.part(0, scsi::REQUEST))];
+        let answer = Buffer::into(&response.part(0, scsi::RESPONSE));
+        let is_read = cdb[0] == 0x28;
+        chain.extend(buffer.filter(|_| !is_read));
+        chain.push(answer);
+        chain.extend(buffer.filter(|_| is_read));
+        device.queues[2].add(&chain, Some(&table)).unwrap();
+        device.queues[2].submit().unwrap();
+        let Device { link, queues, .. } = device;
+        let queue = &mut queues[2];
+        link.serve_until(|| queue.take().unwrap().is_some()).unwrap();
+        assert!(queue.wait_call(Duration::from_secs(5)).unwrap());
+        response.bytes(10, 2)
+    };
+    for _ in 0..4 {
+        request(&mut device, &scsi::test_unit_ready(), None);
+    }
+    let bytes: Vec<u8> = (0..65536u32).map(|n| (n * 7 / 5) as u8).collect();
+    data.write(0, &bytes);
+    let sent = request(&mut device, &scsi::write(8, 128), Some(Buffer::out(&data)));
+    assert_eq!(sent, [0, 0]);
+    data.fill(0);
+    // It goes for a moment, and comes back with other borders.
+    device.link.unmap(start, len).unwrap();
+    device.link.map(start + 4096, len - 4096, None).unwrap();
+    device.link.map(start, 4096, None).unwrap();
+    let read = request(&mut device, &scsi::read(8, 128), Some(Buffer::into(&data)));
+    assert_eq!(read, [0, 0]);
+    assert!(data.bytes(0, 65536) == bytes);
+    assert!(device.link.served.iter().all(|&served| served > 65536));
+    // A reset forgets what was carried.
+    device.link.call(command::RESET, &[], &[]).unwrap();
+    let Device { link, memory, .. } = device;
+    let mut device = Device::drive(link, memory, &Setup::default()).unwrap();
+    assert_eq!(request(&mut device, &scsi::read(8, 128), Some(Buffer::into(&data)))[1], 0);
+}
+
+#[test]
+fn a_client_that_refuses_to_be_read_ends_its_device_and_nothing_else() {
+    let host = host(1);
+    let mut client = client(&host);
+    let memory = Memory::new(1, 8 << 20).unwrap();
+    let (start, len) = memory.bounds(0).unwrap();
+    client.map(start, len, None).unwrap();
+    let mut device = Device::drive(client, memory, &Setup::default()).unwrap();
+    device.queues[2].kick().unwrap();
+    let mut status = 0;
+    for _ in 0..1000 {
+        status = device.link.common(STATUS, 1).unwrap();
+        if status == 0x4F {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(status, 0x4F);
+    drop(device);
+    works(&mut Device::plug(host.path(), &Setup::default()).unwrap());
+}
+
+#[test]
 fn a_ring_rests_while_its_memory_is_away() {
     let host = host(1);
     let mut device = Device::plug(host.path(), &Setup::default()).unwrap();

@@ -68,6 +68,11 @@ def test_iommu(lab):
           kernel_options="intel_iommu=on iommu.strict=1")
 
 
+def test_unshared_memory(lab):
+    """All of the guest's memory goes through messages, since QEMU shares none of it."""
+    _boot(lab, "msix", each=EACH // 8, shared=False, files=["vfio-unshared.sh"])
+
+
 def test_seabios_boots_after_a_reset(lab):
     """The machine is reset while its firmware drives the function; then a boot sector runs."""
     lab.requires_vscsi("vfio-user")

@@ -55,15 +55,28 @@ pub(super) enum Broken {
 
 /// Serves a client until it disconnects, and stops what it started.
 pub(super) fn serve(stream: UnixStream, device: Device) -> Result<(), Broken> {
-    let mut connection = Connection { socket: Socket::new(stream), device };
+    let mut connection = Connection {
+        socket: Socket::new(stream),
+        device,
+        version: Version::default(),
+        asked: 0,
+        data_at: None,
+    };
     let end = connection.serve();
     connection.device.stop();
     end
 }
 
-struct Connection {
-    socket: Socket,
-    device: Device,
+/// A client and its device.
+pub(super) struct Connection {
+    pub(super) socket: Socket,
+    pub(super) device: Device,
+    /// What the client said of itself.
+    pub(super) version: Version,
+    /// Number of the last message that was sent without being asked.
+    pub(super) asked: u16,
+    /// Where data begins in what the client is asked for, once that is known.
+    pub(super) data_at: Option<usize>,
 }
 
 /// What a command is answered with.
@@ -85,9 +98,9 @@ type Answer = Result<Reply, i32>;
 impl Connection {
     fn serve(&mut self) -> Result<(), Broken> {
         let Some(first) = self.next()? else { return Ok(()) };
-        let version = self.begin(first)?;
+        self.version = self.begin(first)?;
         while let Some(message) = self.next()? {
-            self.handle(message, &version)?;
+            self.handle(message)?;
             if self.device.has_lost_memory() {
                 return Err(Broken::Lost);
             }
@@ -101,10 +114,8 @@ impl Connection {
             let period = self.device.period();
             let timeout = period.map_or(PollTimeout::NONE, PollTimeout::from);
             let (is_message, is_event) = {
-                let (line, unmask, faults) = self.device.sources();
-                let mut fds: Vec<PollFd<'_>> = [self.socket.as_fd(), lend(line), lend(faults)]
-                    .into_iter()
-                    .chain(unmask.map(lend))
+                let mut fds: Vec<PollFd<'_>> = std::iter::once(self.socket.as_fd())
+                    .chain(self.device.sources().map(lend))
                     .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
                     .collect();
                 match poll(&mut fds, timeout) {
@@ -117,6 +128,12 @@ impl Connection {
             };
             if is_event {
                 self.device.collect();
+                let asked = self.asked;
+                self.carry()?;
+                if self.asked != asked {
+                    // The message may be handled already.
+                    continue;
+                }
             }
             if is_message {
                 return Ok(self.socket.receive()?);
@@ -147,7 +164,7 @@ impl Connection {
         }
     }
 
-    fn handle(&mut self, message: Message, version: &Version) -> Result<(), Broken> {
+    pub(super) fn handle(&mut self, message: Message) -> Result<(), Broken> {
         let Message { head, body, descriptors } = message;
         if head.flags & flag::TYPE != 0 {
             return Err(Broken::Reply(head.command));
@@ -157,7 +174,7 @@ impl Connection {
         if !is_memory {
             self.device.commit();
         }
-        let answer = self.dispatch(&head, &body, descriptors, version);
+        let answer = self.dispatch(&head, &body, descriptors);
         if let Err(errno) = answer {
             tracing::debug!(command = head.command, errno, "refused a vfio-user message");
         }
@@ -168,13 +185,7 @@ impl Connection {
         self.answer(&head, answer)
     }
 
-    fn dispatch(
-        &mut self,
-        head: &Head,
-        body: &[u8],
-        mut descriptors: Vec<OwnedFd>,
-        version: &Version,
-    ) -> Answer {
+    fn dispatch(&mut self, head: &Head, body: &[u8], mut descriptors: Vec<OwnedFd>) -> Answer {
         match head.command {
             command::DMA_MAP => {
                 let map = DmaMap::parse(body).ok_or(libc::EINVAL)?;
@@ -190,7 +201,7 @@ impl Connection {
                 Ok(words([16, FLAG_RESET | FLAG_PCI, region::COUNT, irq::KINDS]).into())
             }
             command::GET_REGION_INFO => region_info(body),
-            command::GET_REGION_IO_FDS => self.io_descriptors(body, version),
+            command::GET_REGION_IO_FDS => self.io_descriptors(body),
             command::GET_IRQ_INFO => self.irq_info(body),
             command::SET_IRQS => {
                 let (set, data) = SetIrqs::parse(body).ok_or(libc::EINVAL)?;
@@ -251,13 +262,13 @@ impl Connection {
     }
 
     /// The doorbells as ioeventfds, as many as the client takes.
-    fn io_descriptors(&self, body: &[u8], version: &Version) -> Answer {
+    fn io_descriptors(&self, body: &[u8]) -> Answer {
         let mut fields = Fields(body);
         let most = fields.u32().ok_or(libc::EINVAL)? as usize;
         let index = Fields(body.get(8..).unwrap_or_default()).u32();
         let index = index.filter(|&index| index < region::COUNT).ok_or(libc::EINVAL)?;
         let doorbells = if index == region::REGISTERS { self.device.kicks() } else { &[] };
-        let count = doorbells.len().min(version.descriptors());
+        let count = doorbells.len().min(self.version.descriptors());
         let need = IO_FDS + count * IO_FD;
         let head = words([need as u32, 0, index, count as u32]);
         // The client asks again with more room.

@@ -15,6 +15,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
+    courier::Courier,
     irq::{Interrupts, Route},
     memory::Memory,
     message::{DmaMap, DmaUnmap, SetIrqs, region},
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     controller::Controller,
     door::{holding::Holding, reach},
-    memory::guard,
+    memory::{GuestMap, guard},
     queue::{Exchange, Note, Start},
     ring::{Areas, Ring, RingError, Setup, feature},
     scsi::{self, config::Config},
@@ -46,6 +47,12 @@ pub(super) struct Device {
     /// Queues that cannot go on write to it.
     faults: EventFd,
     queues: Vec<Option<Running>>,
+    /// Those of rings in memory without a descriptor.
+    couriers: Vec<Option<Courier>>,
+    /// Their queues write to it when they have used something.
+    carried: EventFd,
+    /// Counts resets of the device and of queues.
+    epoch: u64,
     /// Queues that finish what is in flight.
     stopping: Vec<(u16, Receiver<Option<u32>>)>,
     /// All of them do, and then the device begins anew.
@@ -89,6 +96,9 @@ impl Device {
             kicks: (0..queues).map(|_| event()).collect::<io::Result<_>>()?,
             faults: event()?,
             queues: vec![None; queues.into()],
+            couriers: (0..queues).map(|_| None).collect(),
+            carried: event()?,
+            epoch: 0,
             stopping: Vec::new(),
             is_resetting: false,
             holding: Holding::default(),
@@ -277,13 +287,15 @@ impl Device {
 
     /// Lets the queues have the memory as it is now.
     pub(super) fn commit(&mut self) {
-        let Some((map, gone)) = self.memory.commit() else { return };
+        let Some(gone) = self.memory.commit() else { return };
+        self.registers.offer(self.features());
         let mut answers = Vec::new();
         for (index, running) in (0u16..).zip(&self.queues) {
             let Some(place) = running.and_then(|_| self.controller.place(index)) else { continue };
             // VMMs take memory away and give it back when only its borders change.
-            let areas = self.areas(index).ok();
-            let exchange = Exchange { map: Arc::clone(&map), gone: Arc::clone(&gone), areas };
+            let map = self.map_of(index);
+            let areas = self.areas(index, map).ok();
+            let exchange = Exchange { map: Arc::clone(map), gone: Arc::clone(&gone), areas };
             let (done, answer) = sync_channel(1);
             self.controller.router().note(place, Note::Exchange(exchange, done));
             answers.push((index, answer));
@@ -299,10 +311,61 @@ impl Device {
         std::mem::replace(&mut self.losses, losses) != losses && self.memory.map().is_lost()
     }
 
-    /// What is to be waited for between messages; [`Device::collect`] takes it.
-    pub(super) fn sources(&self) -> (&EventFd, Option<&EventFd>, &EventFd) {
+    /// What is to be waited for between messages; [`Device::collect`] takes it, or who carries.
+    pub(super) fn sources(&self) -> impl Iterator<Item = &EventFd> {
         let (line, unmask) = self.interrupts.sources();
-        (line, unmask, &self.faults)
+        let doorbells = self.couriers.iter().zip(&self.kicks);
+        let doorbells = doorbells.filter_map(|(courier, kick)| courier.as_ref().map(|_| kick));
+        [line, &self.faults, &self.carried].into_iter().chain(unmask).chain(doorbells)
+    }
+
+    /// The queues with a courier whose doorbell was rung since the last time.
+    pub(super) fn rung(&self) -> Vec<u16> {
+        let indices = (0u16..).zip(self.couriers.iter().zip(&self.kicks));
+        let rung = indices.filter(|(_, (courier, kick))| courier.is_some() && kick.read().is_ok());
+        rung.map(|(index, _)| index).collect()
+    }
+
+    /// Whether a queue with a courier has used something since the last time.
+    pub(super) fn has_carried(&self) -> bool {
+        self.carried.read().is_ok()
+    }
+
+    /// The queues with a courier.
+    pub(super) fn carried(&self) -> Vec<u16> {
+        let couriers = (0u16..).zip(&self.couriers);
+        couriers.filter(|(_, courier)| courier.is_some()).map(|(index, _)| index).collect()
+    }
+
+    /// The ring of a courier: entries and areas.
+    pub(super) fn ring(&self, index: u16) -> Option<(u16, [u64; 3])> {
+        let courier = self.couriers.get(usize::from(index))?.as_ref()?;
+        Some((courier.size, courier.areas))
+    }
+
+    /// The courier of a queue, if nothing was reset since `epoch`.
+    pub(super) fn courier(&mut self, index: u16, epoch: u64) -> Option<&mut Courier> {
+        let courier = self.couriers.get_mut(usize::from(index))?.as_mut();
+        courier.filter(|_| self.epoch == epoch)
+    }
+
+    /// Changes when anything is reset.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The memory.
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Interrupts for a queue with a courier.
+    pub(super) fn interrupt(&mut self, index: u16) {
+        let vector = self.registers.queue(index).map_or(virtio::NO_VECTOR, |queue| queue.vector);
+        if let Ok(Some(event)) = self.interrupts.event(self.interrupts.route(vector)) {
+            let _ = event.write(1);
+        }
+        self.interrupts.collect();
     }
 
     /// Takes what the sources have.
@@ -366,17 +429,26 @@ impl Device {
         let features = self.registers.features;
         let (size, vector) =
             self.registers.queue(index).map_or((0, 0), |queue| (queue.size, queue.vector));
-        let areas = self.areas(index)?;
+        let is_plain = features & (feature::RING_PACKED | feature::EVENT_IDX) == 0;
+        let shared = self.areas(index, self.memory.map());
+        // A ring of which nobody else can tell what is in it is carried.
+        let is_carried = shared.is_err() && is_plain && self.carries(index, size)?;
+        let areas = if is_carried { self.areas(index, self.memory.all())? } else { shared? };
         let packed = features & feature::RING_PACKED != 0;
         let base = if packed { PACKED_BASE } else { 0 };
         let ring = Ring::open(Setup { size, areas, base, features, inflight: None })?;
         let route = self.interrupts.route(vector);
-        let kick = self.kicks.get(usize::from(index)).map(EventFd::try_clone).transpose()?;
+        let courier = self.couriers.get(usize::from(index)).and_then(Option::as_ref);
+        let (kick, call) = match courier {
+            Some(courier) => (Some(&courier.kick), Some(self.carried.try_clone()?)),
+            None => (self.kicks.get(usize::from(index)), self.interrupts.event(route)?),
+        };
+        let kick = kick.map(EventFd::try_clone).transpose()?;
         let start = Box::new(Start {
             ring,
-            map: Arc::clone(self.memory.map()),
+            map: Arc::clone(self.map_of(index)),
             kick,
-            call: self.interrupts.event(route)?,
+            call,
             error: Some(self.faults.try_clone()?),
             layout: scsi::Layout { pi: false, ..self.config.layout },
             features,
@@ -397,12 +469,39 @@ impl Device {
         Ok(())
     }
 
+    /// Makes the courier of a queue, if all of its ring has a copy.
+    fn carries(&mut self, index: u16, size: u16) -> Result<bool, Fault> {
+        if self.areas(index, self.memory.all()).is_err() {
+            return Ok(false);
+        }
+        let areas = self.registers.queue(index).map_or([0; 3], |queue| queue.areas);
+        let sizes = Areas::sizes(size, 0);
+        for (area, len) in areas.into_iter().zip(sizes) {
+            // What a ring of before left in the copy.
+            self.memory.put(area, &vec![0; len]);
+        }
+        let courier = Courier::new(size, areas, EventFd::new(EFD_NONBLOCK)?);
+        if let Some(place) = self.couriers.get_mut(usize::from(index)) {
+            *place = Some(courier);
+        }
+        // What is available already was perhaps not told.
+        if let Some(kick) = self.kicks.get(usize::from(index)) {
+            let _ = kick.write(1);
+        }
+        Ok(true)
+    }
+
+    /// The map that a queue works on.
+    fn map_of(&self, index: u16) -> &Arc<GuestMap> {
+        let has_courier = self.couriers.get(usize::from(index)).is_some_and(Option::is_some);
+        if has_courier { self.memory.all() } else { self.memory.map() }
+    }
+
     /// Where the ring of a queue is now.
-    fn areas(&self, index: u16) -> Result<Areas, Fault> {
+    fn areas(&self, index: u16, map: &GuestMap) -> Result<Areas, Fault> {
         let Some(queue) = self.registers.queue(index) else { return Err(Fault::Gone) };
         let features = self.registers.features;
         let sizes = Areas::sizes(queue.size, features);
-        let map = self.memory.map();
         let [descriptor, driver, device] = queue.areas;
         let at = |address, len| map.at(address, len).ok_or(Fault::Unshared(address));
         let areas = Areas {
@@ -424,6 +523,9 @@ impl Device {
     fn route(&mut self) {
         for (index, running) in (0u16..).zip(&mut self.queues) {
             let Some(running) = running else { continue };
+            if self.couriers.get(usize::from(index)).is_some_and(Option::is_some) {
+                continue;
+            }
             let vector = self.registers.queue(index).map_or(virtio::NO_VECTOR, |q| q.vector);
             let route = self.interrupts.route(vector);
             if route == running.route {
@@ -444,7 +546,7 @@ impl Device {
     }
 
     /// The device cannot go on until the driver resets it.
-    fn fail(&mut self) {
+    pub(super) fn fail(&mut self) {
         if self.registers.need_reset() {
             self.interrupts.change(self.registers.config_vector);
         }
@@ -466,6 +568,10 @@ impl Device {
     }
 
     fn stop_queue(&mut self, index: u16) {
+        if let Some(courier) = self.couriers.get_mut(usize::from(index)) {
+            *courier = None;
+        }
+        self.epoch += 1;
         let runs = self.queues.get_mut(usize::from(index)).and_then(Option::take).is_some();
         match self.controller.place(index).filter(|_| runs) {
             Some(place) => {
@@ -514,13 +620,22 @@ impl Device {
         self.controller.reset();
         self.holding.release();
         self.registers.reset();
-        self.registers.offer(features(&self.controller));
+        self.registers.offer(self.features());
         self.config = Config::new(self.controller.queues);
+        self.memory.forget_copies();
         let _ = self.interrupts.read_status();
         self.waits = false;
         for kick in &self.kicks {
             let _ = kick.read();
         }
+    }
+
+    /// What is offered. The device is behind the guest's IOMMU, if there is one. Rings that are carried
+    /// are simple ones.
+    fn features(&self) -> u64 {
+        let simple = !(feature::RING_PACKED | feature::EVENT_IDX | feature::IN_ORDER);
+        let offered = features(&self.controller);
+        if self.memory.is_mostly_copied() { offered & simple } else { offered }
     }
 
     /// Tells how many queues run, and gives the images up after the last one.
@@ -533,8 +648,7 @@ impl Device {
     }
 }
 
-/// The features of a controller behind this door. The device is behind the guest's IOMMU, if there
-/// is one.
+/// The features of a controller behind this door.
 fn features(controller: &Controller) -> u64 {
     controller.features() | ACCESS_PLATFORM
 }

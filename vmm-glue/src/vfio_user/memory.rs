@@ -6,6 +6,12 @@
 
 use std::{collections::BTreeMap, fs::File, os::fd::OwnedFd, os::unix::fs::MetadataExt, sync::Arc};
 
+use nix::{
+    fcntl::{FallocateFlags, fallocate},
+    sys::memfd::{MFdFlags, memfd_create},
+};
+use vscsi_target::reactor::sg;
+
 use crate::memory::{GuestMap, MAX_REGIONS, MemoryError, Region};
 
 use super::message::{DmaMap, DmaUnmap, MOST_MAPS};
@@ -15,7 +21,11 @@ use super::message::{DmaMap, DmaUnmap, MOST_MAPS};
 pub(super) struct Memory {
     pieces: BTreeMap<u64, Piece>,
     files: Vec<Whole>,
+    /// The file of all copies, mapped as a whole.
+    copies: Option<(File, Region)>,
     map: Arc<GuestMap>,
+    /// That, and the copies of what has no descriptor.
+    all: Arc<GuestMap>,
     /// The pieces are not those of `map`.
     is_changed: bool,
     /// What was in `map` and is no piece any more.
@@ -26,8 +36,10 @@ pub(super) struct Memory {
 #[derive(Debug)]
 struct Piece {
     size: u64,
-    /// Where it is; `None` without a descriptor.
+    /// Where it is, or its copy.
     region: Option<Region>,
+    /// It came without a descriptor.
+    is_copied: bool,
 }
 
 /// A file, mapped as a whole.
@@ -52,14 +64,15 @@ impl Memory {
         if self.pieces.len() >= MOST_MAPS {
             return Err(libc::ENOSPC);
         }
+        let is_copied = descriptor.is_none();
         let region = match descriptor {
-            None => None,
+            None => self.copy(map),
             Some(file) => Some(self.place(map, offset, file.into()).map_err(|error| {
                 tracing::warn!("the VMM shares memory that cannot be used: {error}");
                 errno(&error)
             })?),
         };
-        self.pieces.insert(address, Piece { size, region });
+        self.pieces.insert(address, Piece { size, region, is_copied });
         self.is_changed = true;
         Ok(())
     }
@@ -102,25 +115,93 @@ impl Memory {
         &self.map
     }
 
-    /// The new map and what is gone since the last one, if anything changed.
-    pub(super) fn commit(&mut self) -> Option<(Arc<GuestMap>, Arc<[Region]>)> {
+    /// The map of all pieces, copies among them.
+    pub(super) fn all(&self) -> &Arc<GuestMap> {
+        &self.all
+    }
+
+    /// Makes new maps if anything changed: what is gone since the last ones.
+    pub(super) fn commit(&mut self) -> Option<Arc<[Region]>> {
         if !std::mem::take(&mut self.is_changed) {
             return None;
         }
-        let mut regions: Vec<Region> = Vec::new();
-        for region in self.pieces.values().filter_map(|piece| piece.region.as_ref()) {
-            if !regions.last_mut().is_some_and(|last| last.join(region)) {
-                regions.push(region.clone());
-            }
-        }
+        let shared = join(self.pieces.values().filter(|piece| !piece.is_copied));
+        let all = join(self.pieces.values());
         // Not before: what goes and comes again with other borders stays where it is.
         self.files.retain(|whole| whole.pieces > 0);
         // Pieces do not overlap.
-        let map = Arc::new(GuestMap::sorted(regions).unwrap_or_default());
-        self.map = Arc::clone(&map);
-        let gone = std::mem::take(&mut self.gone);
-        let gone = gone.into_iter().filter(|region| !map.has(region)).collect();
-        Some((map, gone))
+        self.map = Arc::new(GuestMap::sorted(shared).unwrap_or_default());
+        self.all = Arc::new(GuestMap::sorted(all).unwrap_or_default());
+        let gone = std::mem::take(&mut self.gone).into_iter();
+        Some(gone.filter(|region| !self.all.has(region)).collect())
+    }
+
+    /// Whether the device can reach less of what it may write than it has to ask for.
+    pub(super) fn is_mostly_copied(&self) -> bool {
+        let writable = self.pieces.values().filter(|piece| piece.region.is_some());
+        let (mut shared, mut copied) = (0u64, 0u64);
+        for piece in writable {
+            let sum = if piece.is_copied { &mut copied } else { &mut shared };
+            *sum = sum.saturating_add(piece.size);
+        }
+        copied > shared
+    }
+
+    /// The parts of a range that are copies.
+    pub(super) fn copied(&self, address: u64, len: u64) -> Vec<(u64, usize)> {
+        let Some(end) = address.checked_add(len) else { return Vec::new() };
+        let mut parts = Vec::new();
+        let pieces = self.pieces.range(..end).rev();
+        for (&start, piece) in pieces.take_while(|&(&start, piece)| start + piece.size > address) {
+            let (from, to) = (start.max(address), (start + piece.size).min(end));
+            if piece.is_copied && to > from {
+                parts.push((from, (to - from) as usize));
+            }
+        }
+        parts.reverse();
+        parts
+    }
+
+    /// Writes to memory, copies or not; what is none is passed over.
+    pub(super) fn put(&self, address: u64, bytes: &[u8]) {
+        let mut segments = Vec::new();
+        if self.all.translate_for(&mut 0, address, bytes.len() as u32, false, &mut segments) {
+            sg::scatter(bytes, &segments);
+        }
+    }
+
+    /// Reads memory, copies or not; what is none stays as it is.
+    pub(super) fn get(&self, address: u64, into: &mut [u8]) {
+        let mut segments = Vec::new();
+        if self.all.translate_for(&mut 0, address, into.len() as u32, false, &mut segments) {
+            sg::gather(&segments, into);
+        }
+    }
+
+    /// The copy of a piece without a descriptor. All copies are in one file, at the offsets of their
+    /// addresses, so that what goes and comes again is what it was. What is only read has none: it is
+    /// the VMM's firmware.
+    fn copy(&mut self, map: &DmaMap) -> Option<Region> {
+        if !map.writable {
+            return None;
+        }
+        if self.copies.is_none() {
+            let file = File::from(memfd_create(c"vscsi-copy", MFdFlags::MFD_CLOEXEC).ok()?);
+            file.set_len(COPIES).ok()?;
+            let region = Region::map(0, COPIES, 0, 0, file.try_clone().ok()?).ok()?;
+            self.copies = Some((file, region));
+        }
+        let (_, whole) = self.copies.as_ref()?;
+        whole.part(map.address, map.address, map.size, true)
+    }
+
+    /// Gives back what the copies take; nothing uses them.
+    pub(super) fn forget_copies(&self) {
+        if let Some((file, _)) = &self.copies {
+            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            // Otherwise they stay until the client is gone.
+            let _ = fallocate(file, hole, 0, COPIES as i64);
+        }
     }
 
     /// A piece of a file.
@@ -160,11 +241,25 @@ impl Memory {
     }
 }
 
+/// Pieces as regions, those that adjoin as one.
+fn join<'a>(pieces: impl Iterator<Item = &'a Piece>) -> Vec<Region> {
+    let mut regions: Vec<Region> = Vec::new();
+    for region in pieces.filter_map(|piece| piece.region.as_ref()) {
+        if !regions.last_mut().is_some_and(|last| last.join(region)) {
+            regions.push(region.clone());
+        }
+    }
+    regions
+}
+
 impl Whole {
     fn has(&self, region: &Region) -> bool {
         self.region.is_same(region)
     }
 }
+
+/// Addresses up to here can have a copy: 1 TiB, of which only what is carried takes memory.
+const COPIES: u64 = 1 << 40;
 
 fn errno(error: &MemoryError) -> i32 {
     match error {
@@ -177,8 +272,6 @@ fn errno(error: &MemoryError) -> i32 {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
-
-    use nix::sys::memfd::{MFdFlags, memfd_create};
 
     use super::*;
 
@@ -207,13 +300,15 @@ mod tests {
             let map = piece(0x8000_0000 + page * 0x1000, 0x1000, 0x3000 + page * 0x1000);
             memory.add(&map, copy(&file)).unwrap();
         }
-        let (map, gone) = memory.commit().unwrap();
+        let gone = memory.commit().unwrap();
+        let map = Arc::clone(memory.map());
         assert_eq!((map.regions().len(), gone.len()), (2, 0));
         assert!(map.at(0x8000_0ff0, 0x1020).is_some() && map.at(0x8000_2ff0, 0x20).is_none());
         assert!(memory.commit().is_none());
         // The middle goes.
         memory.remove(&range(0x8000_1000, 0x1000)).unwrap();
-        let (map, gone) = memory.commit().unwrap();
+        let gone = memory.commit().unwrap();
+        let map = Arc::clone(memory.map());
         assert_eq!((map.regions().len(), gone.len()), (3, 1));
         assert_eq!((gone[0].gpa, gone[0].size), (0x8000_1000, 0x1000));
     }
@@ -241,15 +336,17 @@ mod tests {
     fn memory_with_other_borders_stays_where_it_is() {
         let (mut memory, file) = (Memory::default(), file(0x10000));
         memory.add(&piece(0, 0x10000, 0), copy(&file)).unwrap();
-        let host = memory.commit().unwrap().0.at(0x9000, 8);
+        memory.commit().unwrap();
+        let host = memory.map().at(0x9000, 8);
         memory.remove(&range(0, 0x10000)).unwrap();
         memory.add(&piece(0, 0x8000, 0), copy(&file)).unwrap();
         memory.add(&piece(0x9000, 0x7000, 0x9000), copy(&file)).unwrap();
-        let (map, gone) = memory.commit().unwrap();
+        let gone = memory.commit().unwrap();
+        let map = Arc::clone(memory.map());
         assert_eq!((map.at(0x9000, 8), gone.len()), (host, 1));
         memory.remove(&range(0x9000, 0x7000)).unwrap();
         memory.add(&piece(0x9000, 0x7000, 0x9000), copy(&file)).unwrap();
-        assert_eq!(memory.commit().unwrap().1.len(), 0);
+        assert_eq!(memory.commit().unwrap().len(), 0);
     }
 
     #[test]
@@ -281,7 +378,8 @@ mod tests {
         let map = DmaMap { writable: false, ..piece(0, 0x1000, 0) };
         memory.add(&map, copy(&file)).unwrap();
         memory.add(&piece(0x1000, 0x1000, 0x1000), copy(&file)).unwrap();
-        let (map, _) = memory.commit().unwrap();
+        memory.commit().unwrap();
+        let map = Arc::clone(memory.map());
         assert_eq!(map.regions().len(), 2);
         let mut segments = Vec::new();
         assert!(map.translate_for(&mut 0, 0xff0, 0x20, false, &mut segments));
@@ -290,10 +388,20 @@ mod tests {
     }
 
     #[test]
-    fn memory_without_a_descriptor_is_not_mapped() {
+    fn memory_without_a_descriptor_has_a_copy() {
         let (mut memory, file) = (Memory::default(), file(0x4000));
         memory.add(&piece(0, 0x1000, 0), copy(&file)).unwrap();
         memory.add(&piece(0x1000, 0x3000, 0), None).unwrap();
-        assert_eq!(memory.commit().unwrap().0.regions().len(), 1);
+        memory.add(&DmaMap { writable: false, ..piece(0x8000, 0x1000, 0) }, None).unwrap();
+        memory.commit().unwrap();
+        assert_eq!((memory.map().regions().len(), memory.all().regions().len()), (1, 2));
+        assert!(memory.is_mostly_copied());
+        assert_eq!(memory.copied(0xff0, 0x20), [(0x1000, 0x10)]);
+        assert_eq!(memory.copied(0x3ff0, 0x20), [(0x3ff0, 0x10)]);
+        assert_eq!((memory.copied(0, 16), memory.copied(u64::MAX, 16)), (vec![], vec![]));
+        memory.put(0x2000, &[1, 2, 3]);
+        let mut bytes = [0xA5; 4];
+        memory.get(0x2000, &mut bytes);
+        assert_eq!(bytes, [1, 2, 3, 0]);
     }
 }

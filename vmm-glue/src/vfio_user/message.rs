@@ -129,7 +129,7 @@ impl Fields<'_> {
 }
 
 /// What a client says of itself in VERSION.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Version {
     /// Both sides must have the same.
     pub major: u16,
@@ -192,6 +192,12 @@ impl Version {
     /// Descriptors that the client takes with one message.
     pub fn descriptors(&self) -> usize {
         self.capabilities.max_msg_fds.unwrap_or(1).min(MOST_DESCRIPTORS as u64) as usize
+    }
+
+    /// Bytes that the client moves by one DMA_READ or DMA_WRITE, at least one.
+    pub fn data(&self) -> usize {
+        let most = MOST_DATA as u64;
+        self.capabilities.max_data_xfer_size.unwrap_or(most).clamp(1, most) as usize
     }
 }
 
@@ -414,7 +420,7 @@ mod tests {
                       \"write_multiple\":true,\"max_data_xfer_size\":4096}}\0",
         );
         let version = Version::parse(&body).unwrap();
-        assert_eq!(version.descriptors(), 8);
+        assert_eq!((version.descriptors(), version.data()), (8, 4096));
         let answer = version.answer();
         assert_eq!(answer.last(), Some(&0));
         let text = std::str::from_utf8(&answer[4..answer.len() - 1]).unwrap();
