@@ -254,6 +254,25 @@ fn a_client_may_send_from_several_processors_at_once() {
 }
 
 #[test]
+fn no_element_is_forgotten_while_the_server_falls_asleep() {
+    let mut world = World::ready();
+    let ping = Element::parse(&[0x80, 6, 0, 0xF5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let begun = Instant::now();
+    let mut number = 0u64;
+    // A reactor polls for about a tenth of a millisecond before it sleeps.
+    while begun.elapsed() < Duration::from_millis(800) {
+        number += 1;
+        let pause = Duration::from_micros(number * 37 % 200);
+        let since = Instant::now();
+        while since.elapsed() < pause {
+            std::hint::spin_loop();
+        }
+        assert_eq!(world.guest.send(ping), Hcall::Success);
+        assert!(matches!(world.wait(), Element::Message(_)), "after {number}");
+    }
+}
+
+#[test]
 fn a_login_after_kexec_finds_the_old_queue_and_frees_it() {
     let mut world = World::ready();
     // The new kernel knows nothing of the old one's queue.
