@@ -11,6 +11,7 @@ pub mod core;
 pub mod crq;
 pub mod iscsi;
 pub mod iser;
+pub mod nvme;
 pub mod ring;
 pub mod session;
 pub mod srp;
@@ -54,6 +55,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "iscsi_session", run: session::session, seeds: session::session_seeds },
     Target { name: "iser_message", run: iser::message, seeds: iser::message_seeds },
     Target { name: "iser_session", run: iser::session, seeds: iser::session_seeds },
+    Target { name: "nvme_identify", run: nvme::identify, seeds: nvme::identify_seeds },
+    Target { name: "nvme_completion", run: nvme::completion, seeds: nvme::completion_seeds },
     Target { name: "ring", run: ring::ring, seeds: ring::ring_seeds },
     Target { name: "virtio_scsi", run: ring::virtio_scsi, seeds: ring::virtio_scsi_seeds },
     Target { name: "crq_session", run: crq::session, seeds: crq::session_seeds },

@@ -68,6 +68,14 @@ impl Controller {
             true => Interface::Iommufd,
             false => Interface::Container,
         });
+        Self::on(Device::open(bdf, interface)?, options)
+    }
+
+    /// On a device that is open.
+    pub(crate) fn on(device: Device, options: &Options) -> Result<Self, OpenError> {
+        let bdf = options.bdf;
+        let device = Arc::new(device);
+        let interface = device.space().interface();
         let wrong = |fault| OpenError::Controller { bdf, fault };
         let memory = |source| OpenError::Memory { bdf, source };
         let eventfd = || {
@@ -77,7 +85,6 @@ impl Controller {
                 reason: error.to_string(),
             })
         };
-        let device = Arc::new(Device::open(bdf, interface)?);
         let cap = Cap(device.read_long(offset::CAP));
         if cap.0 == u64::MAX {
             return Err(wrong(Fault::Gone));

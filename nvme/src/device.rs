@@ -1,18 +1,16 @@
 //! A PCI function that VFIO gives us: its registers, configuration space and interrupts.
-#![allow(unsafe_code)] // Registers are mapped, and descriptors are closed in an order of our own.
+#![allow(unsafe_code)] // Descriptors are borrowed, and closed in an order of our own.
 
 use crate::{
     error::{Fault, OpenError},
+    registers::Registers,
     space::{Interface, Space},
     sysfs::{self, Bdf},
     wire::offset::DOORBELLS,
 };
 use nix::{
     errno::Errno,
-    sys::{
-        mman::{MapFlags, ProtFlags, mmap, munmap},
-        uio::{pread, pwrite},
-    },
+    sys::uio::{pread, pwrite},
 };
 use std::{
     fmt,
@@ -20,10 +18,9 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::PathBuf,
-    ptr::NonNull,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering, fence},
+        atomic::{AtomicBool, Ordering},
     },
 };
 use vfio_bindings::bindings::vfio::{
@@ -36,9 +33,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// An open device. While it is open the kernel keeps it from other drivers.
 pub(crate) struct Device {
     bdf: Bdf,
-    /// See `Drop`.
-    vfio: ManuallyDrop<VfioDevice>,
-    ops: Arc<dyn VfioOps>,
+    bus: Bus,
     space: Arc<Space>,
     /// Unmapped before anything else goes.
     registers: Option<Registers>,
@@ -46,30 +41,29 @@ pub(crate) struct Device {
     unplugged: AtomicBool,
 }
 
-/// The mapped part of the first base address register.
-struct Registers {
-    base: NonNull<u8>,
-    len: NonZeroUsize,
+/// How it is reached.
+enum Bus {
+    /// By VFIO. See `Drop` of the device.
+    Vfio { vfio: ManuallyDrop<VfioDevice>, ops: Arc<dyn VfioOps> },
+    /// It is a model in this process.
+    #[cfg(any(test, feature = "model"))]
+    Model,
 }
-
-// SAFETY: registers of a device, which are reached by volatile accesses from any thread.
-unsafe impl Send for Registers {}
-// SAFETY: as above.
-unsafe impl Sync for Registers {}
 
 impl Device {
     /// Opens it, maps its registers for `queues` pairs of doorbells, and makes it a bus master.
     pub(crate) fn open(bdf: Bdf, interface: Interface) -> Result<Self, OpenError> {
         let failed = |error: VfioError| explain(bdf, interface, error);
         let space = Space::shared(interface).map_err(failed)?;
-        let ops = space.ops();
+        let ops = space.ops().ok_or(VfioError::DowncastVfioOps).map_err(failed)?;
         let vfio = VfioDevice::new(&bdf.path(), Arc::clone(&ops), true).map_err(failed)?;
         let vfio = ManuallyDrop::new(vfio);
         space.attached();
-        let registers = Registers::map(&vfio);
+        let registers = map_registers(&vfio);
         // From here on `Drop` closes it.
+        let bus = Bus::Vfio { vfio, ops };
         let mut device =
-            Self { bdf, vfio, ops, space, registers: None, unplugged: AtomicBool::new(false) };
+            Self { bdf, bus, space, registers: None, unplugged: AtomicBool::new(false) };
         match registers {
             Ok(registers) => device.registers = Some(registers),
             Err(fault) => return Err(OpenError::Controller { bdf, fault }),
@@ -82,17 +76,28 @@ impl Device {
         &self.space
     }
 
+    /// A model with these registers.
+    #[cfg(any(test, feature = "model"))]
+    pub(crate) fn of_model(bdf: Bdf, space: Arc<Space>, registers: Registers) -> Self {
+        space.attached();
+        let registers = Some(registers);
+        Self { bdf, bus: Bus::Model, space, registers, unplugged: AtomicBool::new(false) }
+    }
+
     /// Bytes of registers that are mapped.
     pub(crate) fn len(&self) -> usize {
-        self.registers.as_ref().map_or(0, |registers| registers.len.get())
+        self.registers.as_ref().map_or(0, Registers::len)
     }
 
     /// Reads a register; all ones behind the end, as of a device that is gone.
     pub(crate) fn read(&self, at: usize) -> u32 {
-        match self.at(at) {
-            // SAFETY: an aligned register inside the mapping; reading any has no effect on memory.
-            Some(register) => u32::from_le(unsafe { register.read_volatile() }),
-            None => u32::MAX,
+        self.registers.as_ref().map_or(u32::MAX, |registers| registers.read(at))
+    }
+
+    /// Writes a register. Everything written to memory before is seen by the device after it.
+    pub(crate) fn write(&self, at: usize, value: u32) {
+        if let Some(registers) = &self.registers {
+            registers.write(at, value);
         }
     }
 
@@ -101,24 +106,10 @@ impl Device {
         u64::from(self.read(at)) | u64::from(self.read(at + 4)) << 32
     }
 
-    /// Writes a register. Everything written to memory before is seen by the device after it.
-    pub(crate) fn write(&self, at: usize, value: u32) {
-        if let Some(register) = self.at(at) {
-            fence(Ordering::SeqCst);
-            // SAFETY: as in `read`; what the device does then, it does to memory that was mapped for
-            // it, and only to what commands name.
-            unsafe { register.write_volatile(value.to_le()) };
-        }
-    }
-
     /// Writes a register of 8 bytes.
     pub(crate) fn write_long(&self, at: usize, value: u64) {
         self.write(at, value as u32);
         self.write(at + 4, (value >> 32) as u32);
-    }
-
-    fn at(&self, at: usize) -> Option<*mut u32> {
-        self.registers.as_ref()?.at(at)
     }
 
     /// It is being unplugged: when it is closed its place in /sys is not looked at.
@@ -128,14 +119,17 @@ impl Device {
 
     /// Resets the function, if it can be.
     pub(crate) fn reset(&self) {
-        self.vfio.reset();
+        if let Some(vfio) = self.vfio() {
+            vfio.reset();
+        }
         self.set_master(true);
     }
 
     /// Lets it reach memory and be reached, or not.
     pub(crate) fn set_master(&self, on: bool) {
-        let at = self.vfio.get_region_offset(VFIO_PCI_CONFIG_REGION_INDEX) + 4;
-        let (Ok(at), fd) = (i64::try_from(at), self.vfio.as_raw_fd()) else { return };
+        let Some(vfio) = self.vfio() else { return };
+        let at = vfio.get_region_offset(VFIO_PCI_CONFIG_REGION_INDEX) + 4;
+        let (Ok(at), fd) = (i64::try_from(at), vfio.as_raw_fd()) else { return };
         // SAFETY: the descriptor belongs to `vfio` and stays open while this borrows it.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         let mut command = [0; 2];
@@ -148,19 +142,33 @@ impl Device {
 
     /// How many interrupts of its own (MSI-X) it has.
     pub(crate) fn vectors(&self) -> usize {
-        self.vfio.get_irq_info(VFIO_PCI_MSIX_IRQ_INDEX).map_or(0, |irq| irq.count as usize)
+        let irq = self.vfio().and_then(|vfio| vfio.get_irq_info(VFIO_PCI_MSIX_IRQ_INDEX));
+        irq.map_or(0, |irq| irq.count as usize)
     }
 
     /// Lets each of these be written by the vector of its place.
     pub(crate) fn set_vectors(&self, events: Vec<&EventFd>) -> Result<(), VfioError> {
-        if events.is_empty() { Ok(()) } else { self.vfio.enable_msix(events) }
+        match self.vfio() {
+            Some(vfio) if !events.is_empty() => vfio.enable_msix(events),
+            _ => Ok(()),
+        }
     }
 
     /// Lets `request` be written when the kernel wants the device back, and `error` when the bus
     /// reports an error that cannot be corrected; not every device has both.
     pub(crate) fn set_notices(&self, request: &EventFd, error: &EventFd) {
-        let _ = self.vfio.enable_irq(VFIO_PCI_REQ_IRQ_INDEX, vec![request]);
-        let _ = self.vfio.enable_irq(VFIO_PCI_ERR_IRQ_INDEX, vec![error]);
+        if let Some(vfio) = self.vfio() {
+            let _ = vfio.enable_irq(VFIO_PCI_REQ_IRQ_INDEX, vec![request]);
+            let _ = vfio.enable_irq(VFIO_PCI_ERR_IRQ_INDEX, vec![error]);
+        }
+    }
+
+    fn vfio(&self) -> Option<&VfioDevice> {
+        match &self.bus {
+            Bus::Vfio { vfio, .. } => Some(vfio),
+            #[cfg(any(test, feature = "model"))]
+            Bus::Model => None,
+        }
     }
 }
 
@@ -169,17 +177,25 @@ impl Drop for Device {
         self.set_master(false);
         self.registers = None;
         let is_there = !self.unplugged.load(Ordering::Acquire) && sysfs::group(self.bdf).is_some();
-        if is_there && self.space.interface() == Interface::Container {
-            // SAFETY: it is not used again. This gives its group back, too.
-            unsafe { ManuallyDrop::drop(&mut self.vfio) };
-        } else {
-            // vfio-ioctls takes for granted that the device is still in /sys and that the kernel
-            // still lets go of it, and panics otherwise. So its descriptor is closed here, and what
-            // it holds of the container is given up for it.
-            // SAFETY: the descriptor belongs to `vfio`, which is not used again and never closes it.
-            drop(unsafe { OwnedFd::from_raw_fd(self.vfio.as_raw_fd()) });
-            // SAFETY: `vfio` holds one count of the same value, and is forgotten.
-            unsafe { Arc::decrement_strong_count(Arc::as_ptr(&self.ops)) };
+        match &mut self.bus {
+            Bus::Vfio { vfio, .. }
+                if is_there && self.space.interface() == Interface::Container =>
+            {
+                // SAFETY: it is not used again. This gives its group back, too.
+                unsafe { ManuallyDrop::drop(vfio) };
+            }
+            Bus::Vfio { vfio, ops } => {
+                // vfio-ioctls takes for granted that the device is still in /sys and that the kernel
+                // still lets go of it, and panics otherwise. So its descriptor is closed here, and
+                // what it holds of the container is given up for it.
+                // SAFETY: the descriptor belongs to `vfio`, which is not used again and never closes
+                // it.
+                drop(unsafe { OwnedFd::from_raw_fd(vfio.as_raw_fd()) });
+                // SAFETY: `vfio` holds one count of the same value, and is forgotten.
+                unsafe { Arc::decrement_strong_count(Arc::as_ptr(ops)) };
+            }
+            #[cfg(any(test, feature = "model"))]
+            Bus::Model => {}
         }
         self.space.detached();
     }
@@ -191,36 +207,18 @@ impl fmt::Debug for Device {
     }
 }
 
-impl Registers {
-    fn map(vfio: &VfioDevice) -> Result<Self, Fault> {
-        let size = vfio.get_region_size(VFIO_PCI_BAR0_REGION_INDEX);
-        let flags = vfio.get_region_flags(VFIO_PCI_BAR0_REGION_INDEX);
-        let offset = vfio.get_region_offset(VFIO_PCI_BAR0_REGION_INDEX);
-        // The registers, and doorbells for a few queues with the usual stride.
-        let enough = size >= DOORBELLS as u64 + 64 && flags & VFIO_REGION_INFO_FLAG_MMAP != 0;
-        let len = usize::try_from(size.min(MOST)).ok().filter(|_| enough);
-        let len = len.and_then(NonZeroUsize::new).ok_or(Fault::Registers(size))?;
-        let offset = i64::try_from(offset).map_err(|_| Fault::Registers(size))?;
-        // SAFETY: the descriptor belongs to `vfio` and stays open while this borrows it.
-        let fd = unsafe { BorrowedFd::borrow_raw(vfio.as_raw_fd()) };
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, fd, offset) };
-        Ok(Self { base: base.map_err(|_| Fault::Registers(size))?.cast(), len })
-    }
-
-    fn at(&self, at: usize) -> Option<*mut u32> {
-        let inside = at.checked_add(4).is_some_and(|end| end <= self.len.get());
-        // SAFETY: inside the mapping.
-        (inside && at.is_multiple_of(4)).then(|| unsafe { self.base.as_ptr().add(at).cast() })
-    }
-}
-
-impl Drop for Registers {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, and nobody reaches it any more.
-        let _ = unsafe { munmap(self.base.cast(), self.len.get()) };
-    }
+fn map_registers(vfio: &VfioDevice) -> Result<Registers, Fault> {
+    let size = vfio.get_region_size(VFIO_PCI_BAR0_REGION_INDEX);
+    let flags = vfio.get_region_flags(VFIO_PCI_BAR0_REGION_INDEX);
+    let offset = vfio.get_region_offset(VFIO_PCI_BAR0_REGION_INDEX);
+    // The registers, and doorbells for a few queues with the usual stride.
+    let enough = size >= DOORBELLS as u64 + 64 && flags & VFIO_REGION_INFO_FLAG_MMAP != 0;
+    let len = usize::try_from(size.min(MOST)).ok().filter(|_| enough);
+    let len = len.and_then(NonZeroUsize::new).ok_or(Fault::Registers(size))?;
+    let offset = i64::try_from(offset).map_err(|_| Fault::Registers(size))?;
+    // SAFETY: the descriptor belongs to `vfio` and stays open while this borrows it.
+    let fd = unsafe { BorrowedFd::borrow_raw(vfio.as_raw_fd()) };
+    Registers::map(fd, len, offset).map_err(|_| Fault::Registers(size))
 }
 
 /// What a failure to open means for who reads it.

@@ -21,8 +21,11 @@ mod device;
 mod error;
 mod event;
 pub mod iova;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 mod pair;
 pub mod prp;
+mod registers;
 mod shared;
 mod space;
 mod supervisor;

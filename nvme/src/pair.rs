@@ -612,3 +612,6 @@ impl Slot {
 pub(crate) const LIST_BYTES: usize = 2048;
 /// How often a command is tried again, after errors that may pass and after resets.
 const RETRIES: u8 = 3;
+
+#[cfg(test)]
+mod tests;

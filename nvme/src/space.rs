@@ -57,6 +57,9 @@ pub struct Space {
 enum Ops {
     Container(Arc<VfioContainer>),
     Iommufd(Arc<VfioIommufd>),
+    /// Of a model of a device in this process.
+    #[cfg(any(test, feature = "model"))]
+    Model,
 }
 
 #[derive(Debug)]
@@ -87,14 +90,24 @@ impl Space {
                 Ops::Iommufd(Arc::new(VfioIommufd::new(iommufd, None, None)?))
             }
         };
-        let space = Arc::new(Self {
+        let space = Arc::new(Self::with(ops));
+        spaces.push(Arc::downgrade(&space));
+        Ok(space)
+    }
+
+    /// A space of its own for a model.
+    #[cfg(any(test, feature = "model"))]
+    pub(crate) fn of_model() -> Arc<Self> {
+        Arc::new(Self::with(Ops::Model))
+    }
+
+    fn with(ops: Ops) -> Self {
+        Self {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             ops,
             generation: AtomicU64::new(0),
             state: Mutex::new(State { allocator: None, table: Arc::default(), devices: 0 }),
-        });
-        spaces.push(Arc::downgrade(&space));
-        Ok(space)
+        }
     }
 
     /// Every space in use.
@@ -108,6 +121,8 @@ impl Space {
         match self.ops {
             Ops::Container(_) => Interface::Container,
             Ops::Iommufd(_) => Interface::Iommufd,
+            #[cfg(any(test, feature = "model"))]
+            Ops::Model => Interface::Iommufd,
         }
     }
 
@@ -127,11 +142,13 @@ impl Space {
         (self.generation(), Arc::clone(&state.table))
     }
 
-    /// For vfio-ioctls.
-    pub(crate) fn ops(&self) -> Arc<dyn VfioOps> {
+    /// For vfio-ioctls; a model has none.
+    pub(crate) fn ops(&self) -> Option<Arc<dyn VfioOps>> {
         match &self.ops {
-            Ops::Container(container) => Arc::clone(container) as _,
-            Ops::Iommufd(iommufd) => Arc::clone(iommufd) as _,
+            Ops::Container(container) => Some(Arc::clone(container) as _),
+            Ops::Iommufd(iommufd) => Some(Arc::clone(iommufd) as _),
+            #[cfg(any(test, feature = "model"))]
+            Ops::Model => None,
         }
     }
 
@@ -159,7 +176,7 @@ impl Space {
             let table = std::mem::take(&mut state.table);
             // The kernel may have forgotten it already.
             for entry in table.entries() {
-                let _ = self.ops().vfio_dma_unmap(entry.iova, entry.len);
+                let _ = self.kernel_unmap(*entry);
             }
             self.generation.fetch_add(1, Ordering::Release);
             drop(state);
@@ -187,13 +204,11 @@ impl Space {
         let allocator =
             state.allocator.as_mut().ok_or_else(|| kernel("no device is attached".to_owned()))?;
         let iova = allocator.take(len as u64).ok_or(MapError::Exhausted(len))?;
-        // SAFETY: the caller keeps the memory mapped; what is in it is only reached by raw copies or
-        // while no command of a device names it, as with all memory of io_uring and of guests.
-        let mapped = unsafe {
-            match &self.ops {
-                Ops::Container(container) => container.vfio_dma_map(iova, len, start),
-                Ops::Iommufd(iommufd) => iommufd.vfio_dma_map(iova, len, start),
-            }
+        let mapped = match self.ops() {
+            // SAFETY: the caller keeps the memory mapped; what is in it is only reached by raw copies
+            // or while no command of a device names it, as with all memory of io_uring and of guests.
+            Some(ops) => unsafe { ops.vfio_dma_map(iova, len, start) },
+            None => Ok(()),
         };
         if let Err(error) = mapped {
             allocator.give_back(iova, len as u64);
@@ -216,13 +231,45 @@ impl Space {
         }
         state.table = Arc::new(state.table.without(entry.start));
         self.generation.fetch_add(1, Ordering::Release);
-        let unmapped = self.ops().vfio_dma_unmap(entry.iova, entry.len);
-        match (unmapped, state.allocator.as_mut()) {
+        match (self.kernel_unmap(entry), state.allocator.as_mut()) {
             (Ok(()), Some(allocator)) => allocator.give_back(entry.iova, entry.len as u64),
             // Its addresses are not used again.
             (Err(error), _) => tracing::error!(%error, ?entry, "memory stays mapped for devices"),
             (Ok(()), None) => {}
         }
+    }
+
+    /// Moves memory as a device would, a byte or an aligned word of 4 at a time: into `bytes`, or out
+    /// of them. False if it is not mapped.
+    #[cfg(any(test, feature = "model"))]
+    pub(crate) fn model_copy(&self, iova: u64, bytes: &mut [u8], out: bool) -> bool {
+        let state = self.state();
+        let end = iova + bytes.len() as u64;
+        let is_it = |entry: &&Entry| entry.iova <= iova && end <= entry.iova + entry.len as u64;
+        let Some(entry) = state.table.entries().iter().find(is_it) else { return false };
+        let place = (entry.start + (iova - entry.iova) as usize) as *mut u8;
+        fence(Ordering::SeqCst);
+        if out && bytes.len() == 4 && iova.is_multiple_of(4) {
+            let word = bytes.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+            // SAFETY: aligned and inside memory that stays mapped while it is in the table, which the
+            // lock keeps from changing.
+            unsafe { place.cast::<u32>().write_volatile(word) };
+            return true;
+        }
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            // SAFETY: as above.
+            unsafe {
+                match out {
+                    true => place.add(i).write_volatile(*byte),
+                    false => *byte = place.add(i).read_volatile(),
+                }
+            }
+        }
+        true
+    }
+
+    fn kernel_unmap(&self, entry: Entry) -> Result<(), VfioError> {
+        self.ops().map_or(Ok(()), |ops| ops.vfio_dma_unmap(entry.iova, entry.len))
     }
 
     /// The addresses that the kernel allows; empty if it does not say.
@@ -232,6 +279,8 @@ impl Space {
             Ops::Iommufd(iommufd) => {
                 ioas_ranges(iommufd.iommufd().as_raw_fd(), iommufd.ioas().id())
             }
+            #[cfg(any(test, feature = "model"))]
+            Ops::Model => Vec::new(),
         }
     }
 

@@ -14,6 +14,8 @@ mod open;
 pub use address::{Address, AddressError};
 pub use nvme::{OpenError, settle};
 pub use open::open;
+#[cfg(test)]
+pub(crate) use open::over_model;
 
 use super::{Extent, Op, Properties, Started};
 use crate::reactor::{Devices, dma::Bounce, pool::PoolBuf, sg::Segment};

@@ -20,6 +20,7 @@ use libsrp::{
 mod atomic;
 mod away;
 mod deadline;
+mod nvme;
 mod races;
 mod random;
 

@@ -67,12 +67,24 @@ pub fn open(address: Address, reactors: usize, read_only: bool) -> Result<Nvme, 
     if known.used.contains(&nsid) {
         return Err(OpenError::InUse { bdf, nsid });
     }
-    let bounce =
-        Bounce::new(controller.space()).map_err(|source| OpenError::Memory { bdf, source })?;
-    known.used.push(nsid);
     let claim = Claim { controller: controller.number(), nsid };
+    known.used.push(nsid);
     drop(open);
+    let read_only = read_only || data.write_protected;
+    over(controller, Address { nsid: Some(nsid), ..address }, &data, read_only, claim)
+}
 
+/// The backend over a namespace of an open controller.
+fn over(
+    controller: Arc<Controller>,
+    address: Address,
+    data: &NamespaceData,
+    read_only: bool,
+    claim: Claim,
+) -> Result<Nvme, OpenError> {
+    let nsid = claim.nsid;
+    let bounce = Bounce::new(controller.space())
+        .map_err(|source| OpenError::Memory { bdf: address.bdf, source })?;
     let about = controller.data();
     let zeroing = match (about.writes_zeroes, data.zeroes_deallocate, about.deallocates) {
         (true, true, _) => Zeroing::Deallocating,
@@ -85,7 +97,7 @@ pub fn open(address: Address, reactors: usize, read_only: bool) -> Result<Nvme, 
     let properties = Properties {
         block_size: data.block_size,
         physical_block_size: data.block_size,
-        read_only: read_only || data.write_protected,
+        read_only,
         volatile_cache: controller.caches_writes(),
         thin,
         unmap_granularity: match thin {
@@ -94,8 +106,8 @@ pub fn open(address: Address, reactors: usize, read_only: bool) -> Result<Nvme, 
         },
         optimal_transfer: (controller.most_bytes() as u32).min(OPTIMAL),
         rotational: false,
-        untorn_writes: never_tears(&controller, &data),
-        description: Address { nsid: Some(nsid), ..address }.to_string(),
+        untorn_writes: never_tears(&controller, data),
+        description: address.to_string(),
     };
     Ok(Nvme {
         properties,
@@ -105,10 +117,20 @@ pub fn open(address: Address, reactors: usize, read_only: bool) -> Result<Nvme, 
         failed: AtomicBool::new(false),
         bounces: AtomicU64::new(0),
         bounce,
-        identity: identity(about, &data, nsid),
+        identity: identity(about, data, nsid),
         controller,
         _claim: claim,
     })
+}
+
+/// The backend over namespace 1 of a model.
+#[cfg(test)]
+pub(crate) fn over_model(model: &nvme::model::Model) -> Nvme {
+    let controller = Arc::new(model.open(1).unwrap());
+    let data = controller.namespace(1).unwrap();
+    let claim = Claim { controller: controller.number(), nsid: 1 };
+    let address = Address { bdf: controller.bdf(), nsid: Some(1), polled: true };
+    over(controller, address, &data, false, claim).unwrap()
 }
 
 /// Names of the device itself, which it has in every slot.
