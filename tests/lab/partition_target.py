@@ -30,7 +30,8 @@ class PartitionGuest(pseries_guest.PseriesGuest):
                    "-gdb", "chardev:gdb",
                    "-qtest", f"unix:{self._sockets['qtest']},server=on,wait=off",
                    "-qtest-log", "none"]
-        own = {"control": self.control, "stats": self.stats, "full": lambda: self.stat("full")}
+        own = {"control": self.control, "stats": self.stats, "full": lambda: self.stat("full"),
+               "busy": lambda: self.stat("busy")}
         super().__init__(lab, files, variables, {**own, **requests}, devices, boots, name)
 
     def start(self, *more):

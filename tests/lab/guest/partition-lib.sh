@@ -4,8 +4,8 @@
 
 load() {
     modprobe ibmvscsi "$@"
-    within 30 adapter
-    within 30 all_disks
+    within 60 adapter
+    within 60 all_disks
 }
 
 all_disks() {
@@ -30,12 +30,13 @@ login() {
     expect partition_name "$(cat "$host/partition_name")" lab
     expect partition_number "$(cat "$host/partition_number")" 7
     expect mad_version "$(cat "$host/mad_version")" 1
-    expect os_type "$(cat "$host/os_type")" 3
+    expect os_type "$(cat "$host/os_type")" "$OS"
     cat "$host/config" "$host/vhost_name" "$host/vhost_loc"
     dmesg | tee /tmp/kernel.log | grep ibmvscsi
     grep 'SRP_LOGIN succeeded' /tmp/kernel.log
-    # The largest transfer, which fast fail and capabilities come before.
-    grep 'OS 3, max io 1048576' /tmp/kernel.log
+    grep "OS $OS, max io 1048576" /tmp/kernel.log
+    # Fast fail and capabilities are for a Virtual I/O Server.
+    expect "answers to CAPABILITIES" "$(grep -c 'Client reserve enabled' /tmp/kernel.log)" $((OS == 3))
     no_complaints
 }
 

@@ -10,10 +10,13 @@ import pseries_guest
 
 MIB = 1 << 20
 BLOCK = 512
+# What the server says that it is.
+LINUX, VIO_SERVER = 2, 3
 SIZE, SMALL = 96 * MIB, 16 * MIB
 
 
-def guest_with(lab, boots, files, luns, variables, kind=partition_target.PartitionGuest):
+def guest_with(lab, boots, files, luns, mebibytes, kind=partition_target.PartitionGuest,
+               server=VIO_SERVER):
     """A guest that runs these files of steps, with an image at 0:0 and these LUNs."""
     image = lab.image("partition-0.img", SIZE)
 
@@ -26,8 +29,9 @@ def guest_with(lab, boots, files, luns, variables, kind=partition_target.Partiti
     luns = {"0:0": image, **luns}
     return kind(
         lab, ["pseries-lib.sh", "partition-lib.sh", *files],
-        {"SIZE": SIZE, "LUNS": " ".join(luns), **variables}, {"image-md5": image_md5}, luns, boots,
-        bridge=["--request-limit", "600"])
+        {"SIZE": SIZE, "LUNS": " ".join(luns), "MEBIBYTES": mebibytes, "OS": server},
+        {"image-md5": image_md5}, luns, boots,
+        bridge=["--request-limit", "600", "--os-type", server])
 
 
 def test_ibmvscsi(lab):
@@ -36,16 +40,19 @@ def test_ibmvscsi(lab):
             **{f"{target}:0": f"ram={SMALL}" for target in range(1, 9)},
             "9:3": f"ram={SMALL}", "9:31": f"ram={SMALL}"}
     guest_with(lab, pseries_guest.backported_kernel(), ["partition.sh"], luns,
-               {"MEBIBYTES": 64}).run(seconds=600)
+               64).run(seconds=600)
 
 
 def test_kexec(lab):
-    """A kernel that kexec starts, read from LUNs, takes the adapter over from the one before."""
+    """A kernel that kexec starts, read from LUNs, takes the adapter over from the one before.
+
+    The server is not a Virtual I/O Server there, so that both drivers log in at once.
+    """
     boots = pseries_guest.kernel()
     kernel, initramfs = lab.scratch / "kernel.img", lab.scratch / "initramfs.img"
     luns = {"1:0": kernel, "2:0": initramfs, "3:0": f"ram={SMALL}"}
     guest = guest_with(lab, boots, ["partition-first.sh", "partition-kexec.sh"], luns,
-                       {"MEBIBYTES": 8})
+                       8, server=LINUX)
     for path, data in ((kernel, boots.image), (initramfs, guest.initramfs)):
         shutil.copy(data, path)
         os.truncate(path, -(-path.stat().st_size // BLOCK) * BLOCK)
@@ -56,7 +63,7 @@ def test_slof(lab):
     """SLOF, GRUB through it, and then Linux use the server one after the other."""
     luns = {"5:3": f"ram={SMALL}"}
     guest = guest_with(lab, pseries_guest.backported_kernel(), ["partition-booted.sh"], luns,
-                       {"MEBIBYTES": 64}, partition_target.FirmwareGuest)
+                       64, partition_target.FirmwareGuest)
     prep.make(lab, lab.scratch / "partition-0.img", SIZE // MIB, guest.image, guest.initramfs,
               guest.command_line)
     guest.run(seconds=600)

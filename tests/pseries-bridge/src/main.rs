@@ -31,7 +31,7 @@ use clap::Parser;
 use libsrp::viosrp::crq::TransportEvent;
 use vmm_glue::{
     controller::Export,
-    crq::{self, Adapter, Delivery, Window},
+    crq::{self, Adapter, Delivery, OsType, Window},
     memory::{GuestMap, Region},
 };
 use vscsi_target::{
@@ -76,6 +76,9 @@ struct Args {
     /// Requests that the client may have in progress
     #[arg(long, default_value_t = 128)]
     request_limit: u32,
+    /// Operating system that the server claims: 2 is Linux, 3 a Virtual I/O Server
+    #[arg(long, default_value_t = 3)]
+    os_type: u32,
     /// Where a test asks for events
     #[arg(long)]
     control: Option<PathBuf>,
@@ -115,13 +118,20 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let mut config = crq::Config::new("partition");
     config.partition_name = "lab".into();
     config.partition_number = 7;
+    config.os_type = OsType::from_code(args.os_type);
     config.max_transfer = args.max_transfer;
     config.request_limit = args.request_limit;
     let pulsed = interrupt.clone();
     let delivery = Delivery::Memory(Box::new(move || pulsed.pulse()));
     let adapter = Adapter::new(config, exports(&storage), Arc::clone(&window), &router, delivery)?;
-    let partition =
-        Arc::new(Partition { unit: args.unit, memory, window, adapter, calls: AtomicU64::new(0) });
+    let partition = Arc::new(Partition {
+        unit: args.unit,
+        memory,
+        window,
+        adapter,
+        calls: AtomicU64::new(0),
+        busy: AtomicU64::new(0),
+    });
     if let Some(path) = &args.control {
         let (partition, interrupt) = (Arc::clone(&partition), interrupt.clone());
         control::serve(path, move |word| answer(word, &partition, &interrupt, &storage))?;
@@ -166,7 +176,7 @@ fn answer(word: &str, partition: &Partition, interrupt: &Interrupt, storage: &St
 fn told(partition: &Partition, interrupt: &Interrupt) -> String {
     let stats = partition.adapter.stats();
     format!(
-        "commands={} full={} faults={} violations={} dropped={} calls={} interrupts={}",
+        "commands={} full={} faults={} violations={} dropped={} calls={} interrupts={} busy={}",
         stats.commands,
         stats.full,
         stats.faults,
@@ -174,6 +184,7 @@ fn told(partition: &Partition, interrupt: &Interrupt) -> String {
         stats.dropped,
         partition.calls.load(Ordering::Relaxed),
         interrupt.pulses(),
+        partition.busy.load(Ordering::Relaxed),
     )
 }
 

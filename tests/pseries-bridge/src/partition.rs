@@ -31,6 +31,8 @@ pub struct Partition {
     pub adapter: Adapter,
     /// Calls answered.
     pub calls: AtomicU64,
+    /// Calls of H_FREE_CRQ that were too early.
+    pub busy: AtomicU64,
 }
 
 impl Partition {
@@ -64,7 +66,11 @@ impl Partition {
                     thread::sleep(Duration::from_millis(1));
                     result = self.adapter.free_crq();
                 }
-                tracing::info!(?result, "H_FREE_CRQ");
+                if result == Hcall::Busy {
+                    self.busy.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    tracing::info!(?result, "H_FREE_CRQ");
+                }
                 result
             }
             H_SEND_CRQ => self.adapter.send_crq(a, b),
