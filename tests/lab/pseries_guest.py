@@ -43,7 +43,7 @@ def backported_kernel():
 
 
 class PseriesGuest(guest.Guest):
-    """A machine with one processor. The console is the first virtual terminal, the host is talked to
+    """A machine with one processor, unless told otherwise. The console is the first virtual terminal, the host is talked to
     on the second."""
 
     CPUS = 1

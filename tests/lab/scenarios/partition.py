@@ -53,6 +53,8 @@ def test_kexec(lab):
     luns = {"1:0": kernel, "2:0": initramfs, "3:0": f"ram={SMALL}"}
     guest = guest_with(lab, boots, ["partition-first.sh", "partition-kexec.sh"], luns,
                        8, server=LINUX)
+    # Calls of several processors, one at a time: each stops them all.
+    guest.CPUS = 2
     for path, data in ((kernel, boots.image), (initramfs, guest.initramfs)):
         shutil.copy(data, path)
         os.truncate(path, -(-path.stat().st_size // BLOCK) * BLOCK)
