@@ -1,7 +1,7 @@
 //! MODE SELECT(6) and (10) (SPC-4 6.11, 6.12).
 
 use super::{
-    Settings, file,
+    Modes, Settings, file,
     page::{PAGES, Page},
 };
 use crate::{
@@ -10,7 +10,10 @@ use crate::{
     opcode::Fail,
     sense::{Sense, Specific},
 };
-use std::error::Error;
+use std::{
+    error::Error,
+    io::{self, ErrorKind},
+};
 
 /// MODE SELECT(6).
 pub fn mode_select_6(call: &mut Call<'_>) -> Result<(), Fail> {
@@ -61,11 +64,45 @@ fn select(
     let _turn = lu.take_turn();
     let modes = call.state().modes.clone();
     let wanted = parse(list, header + descriptors, modes.current, modes.changeable())?;
+    Ok(install(lu, &modes, wanted, call.bit(1, SP), Some(call.itl.nexus.id))?)
+}
+
+impl LogicalUnit {
+    /// Turns the write cache on or off, as MODE SELECT does without saving, on behalf of nobody's I_T
+    /// nexus: every one learns of it. It may wait for a flush.
+    ///
+    /// # Errors
+    /// There is no cache to be turned on, or what it holds cannot be written.
+    pub fn set_write_cache(&self, on: bool) -> io::Result<()> {
+        let _turn = self.take_turn();
+        let modes = self.state().modes.clone();
+        if modes.current.write_cache == on {
+            return Ok(());
+        }
+        if !modes.cache {
+            return Err(io::Error::new(ErrorKind::Unsupported, "it has no volatile write cache"));
+        }
+        let wanted = Settings { write_cache: on, ..modes.current };
+        install(self, &modes, wanted, false, None).map_err(|sense| match sense {
+            Sense::WRITE_ERROR => io::Error::other("its write cache cannot be flushed"),
+            _ => io::Error::other("its mode parameters cannot be stored"),
+        })
+    }
+}
+
+/// Makes the parameters current, and saves them if `save` says so. Nexuses other than `except` learn of
+/// a change. Called by who has the logical unit's turn.
+fn install(
+    lu: &LogicalUnit,
+    modes: &Modes,
+    wanted: Settings,
+    save: bool,
+    except: Option<u64>,
+) -> Result<(), Sense> {
     // Turning the cache off promises that what it held is on the medium.
     if modes.current.write_cache && !wanted.write_cache {
         lu.backend.flush().map_err(|_| Sense::WRITE_ERROR)?;
     }
-    let save = call.bit(1, SP);
     let saved = if save { Some(wanted) } else { modes.saved };
     let swap_in = || {
         if let Some(path) = file(&lu.config).filter(|_| save) {
@@ -79,10 +116,10 @@ fn select(
         tracing::error!(error, "mode parameters cannot be stored");
         // The live state may say already what does not come true.
         lu.update(|_| ());
-        return Err(Sense::INTERNAL_FAILURE.into());
+        return Err(Sense::INTERNAL_FAILURE);
     }
     if wanted != modes.current || save {
-        lu.establish(Attention::MODE_PARAMETERS_CHANGED, Some(call.itl.nexus.id));
+        lu.establish(Attention::MODE_PARAMETERS_CHANGED, except);
     }
     Ok(())
 }

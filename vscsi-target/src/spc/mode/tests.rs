@@ -4,8 +4,8 @@ use crate::{
     sense::{Sense, Specific},
     testing::{Fixture, sense},
 };
-use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::{fs, io::ErrorKind};
 
 const CONTROL: [u8; 12] = [0x0A, 0x0A, 0x02, 0x10, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -98,6 +98,14 @@ fn write_cache_is_changeable_only_where_there_is_one() {
     let page = |modes: &Modes| page::PAGES[2].mask(modes.changeable())[2];
     assert_eq!(page(&Modes::new(false, None)), 0);
     assert_eq!(page(&Modes::new(true, None)), 0x04);
+}
+
+#[test]
+fn a_write_cache_that_is_not_there_cannot_be_turned_on() {
+    let fixture = Fixture::new();
+    fixture.lu.set_write_cache(false).unwrap();
+    let error = fixture.lu.set_write_cache(true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
 
 #[test]
