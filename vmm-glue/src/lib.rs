@@ -1,5 +1,6 @@
 //! What a VMM plugs into: guest memory, rings, the virtio-scsi device with its front doors, vhost-user
-//! and vfio-user, and a virtual SCSI server for partitions ([`crq`]).
+//! and vfio-user, a virtual SCSI server for partitions ([`crq`]), and the kernel's backstores in user space
+//! ([`tcmu`]).
 //!
 //! A [`controller::Controller`] is one virtio-scsi device. Each of its virtqueues is an endpoint of a
 //! reactor ([`queue::Queue`]), which takes requests from a [`ring::Ring`] in batches, hands them to
@@ -15,5 +16,6 @@ pub mod memory;
 pub mod queue;
 pub mod ring;
 pub mod scsi;
+pub mod tcmu;
 pub mod vfio_user;
 pub mod vhost;
