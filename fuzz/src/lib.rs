@@ -15,6 +15,7 @@ pub mod nvme;
 pub mod ring;
 pub mod session;
 pub mod srp;
+pub mod tcmu;
 pub mod vfio;
 pub mod vhost;
 
@@ -61,6 +62,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "virtio_scsi", run: ring::virtio_scsi, seeds: ring::virtio_scsi_seeds },
     Target { name: "crq_session", run: crq::session, seeds: crq::session_seeds },
     Target { name: "crq_adapter", run: crq::adapter, seeds: crq::adapter_seeds },
+    Target { name: "tcmu_ring", run: tcmu::ring, seeds: tcmu::ring_seeds },
     Target { name: "vhost_user", run: vhost::vhost, seeds: vhost::vhost_seeds },
     Target { name: "vfio_user", run: vfio::vfio, seeds: vfio::vfio_seeds },
 ];
