@@ -31,6 +31,8 @@ pub struct Config {
     pub portal_groups: Vec<PortalGroup>,
     /// Controllers for VMMs, those of vhost-user first.
     pub controllers: Vec<Controller>,
+    /// Devices of the kernel's TCMU are served.
+    pub tcmu: bool,
     /// SRP over RDMA.
     pub srp: SrpConfig,
     /// Receive buffers that the RDMA connections of a reactor share; `None` for some of their own for

@@ -22,7 +22,7 @@ use crate::{
     config::{
         Place, PortalGroup, TargetConfig,
         srp::{PortName, SrpPort},
-        vhost_user::Controller,
+        vhost_user::{Controller, locally_assigned},
     },
     disk::{Disk, MAX_LUN, Source},
     report::{Exit, Report},
@@ -171,6 +171,12 @@ impl Exporter {
         let target = self.model.target(config.target.as_str())?;
         let PortName { id_ext, ioc_guid } = config.name;
         Ok(target.add_port(1, PROTOCOL_SRP, format!("eui.{id_ext:016X}{ioc_guid:016X}")))
+    }
+
+    /// Adds the port by which the kernel's TCMU devices reach a target, after all others.
+    pub fn tcmu_port(&self, target: &Target) -> u16 {
+        let address = locally_assigned(&["TCMU target port", &target.name]);
+        target.add_port(1, PROTOCOL_SAS, format!("naa.{address:016X}"))
     }
 
     /// Adds a disk to a target; one without a number gets the lowest that is neither in use nor in

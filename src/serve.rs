@@ -9,6 +9,7 @@ mod notify;
 #[cfg_attr(not(feature = "rdma"), path = "serve/no_rdma.rs")]
 mod over_rdma;
 mod process;
+pub mod tcmu;
 mod vhost_user;
 
 use std::{
@@ -29,6 +30,7 @@ use iscsi::{
     shared::{Access, Limits, Shared},
 };
 use nix::sys::signal::kill;
+use vmm_glue::tcmu::watch::Watcher;
 use vscsi_target::{
     backend::{Backend, nvme},
     model::Model,
@@ -58,6 +60,8 @@ pub struct Daemon {
     pub shared: Arc<Shared>,
     /// The controllers for VMMs.
     pub fronts: Vec<Front>,
+    /// What serves the kernel's TCMU devices.
+    pub tcmu: Option<Watcher>,
     /// iSER and SRP.
     pub over_rdma: OverRdma,
     /// The reactors' threads by number.
@@ -74,6 +78,9 @@ impl Daemon {
         }
         for front in &self.fronts {
             front.refresh();
+        }
+        if let Some(tcmu) = &self.tcmu {
+            tcmu.refresh();
         }
         self.over_rdma.refresh();
     }
@@ -217,6 +224,7 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     for port in &config.srp.ports {
         exporter.srp_port(port).map_err(StartError::from)?;
     }
+    let tcmu = config.tcmu.then(|| tcmu::Opened::new(&exporter)).transpose()?;
     shared.set_discovery(chap(config.discovery_chap.as_ref())?);
     let socket = control_socket(&config.control)?;
 
@@ -236,10 +244,15 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     let (handles, threads): (Vec<_>, Vec<_>) = threads.into_iter().unzip();
     let (fronts, sockets) = vhost_user::serve(devices, request_stop)
         .map_err(|source| system("a controller for a VMM", source))?;
+    let tcmu = tcmu
+        .map(|opened| opened.serve(&router))
+        .transpose()
+        .map_err(|source| system("TCMU", source))?;
     let daemon = Arc::new(Daemon {
         exporter,
         shared: Arc::clone(&shared),
         fronts,
+        tcmu,
         over_rdma,
         threads,
         started,
@@ -260,6 +273,9 @@ pub fn run(plan: Plan, json: bool) -> Result<(), Report> {
     signals.exit_on_next();
     vhost_user::stop(&daemon.fronts, GRACE);
     shared.stop(GRACE);
+    if let Some(tcmu) = &daemon.tcmu {
+        tcmu.stop();
+    }
     daemon.over_rdma.stop(GRACE);
     freeze(&daemon);
     stop.store(true, Ordering::Release);

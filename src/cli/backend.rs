@@ -111,6 +111,7 @@ impl BackendArgs {
             control: control.map_or(Place::Nowhere, |path| or_none(path)),
             portal_groups: Vec::new(),
             controllers: vec![controller],
+            tcmu: false,
             srp: SrpConfig::default(),
             discovery_chap: None,
             shared_receives: None,

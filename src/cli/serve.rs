@@ -66,6 +66,9 @@ pub struct ServeArgs {
     /// Request queues of each controller for a VMM, 1 to 256 [default: 4]
     #[arg(long, value_name = "N", value_parser = vhost_user::queues, requires = "for_vmm")]
     pub queues: Option<u16>,
+    /// Serve the kernel's TCMU backstores whose dev_config is vscsi/TARGET/LUN
+    #[arg(long)]
+    pub tcmu: bool,
     /// Name of the target [default: iqn.2026-11.org.vscsi:disk]
     #[arg(long, value_name = "IQN")]
     pub name: Option<IscsiName>,
@@ -97,7 +100,7 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["disks", "ram", "null", "iscsi", "iser", "srp", "srp_allow", "vhost_user", "vfio_user", "queues", "name", "allow", "allow_any",
+        conflicts_with_all = ["disks", "ram", "null", "iscsi", "iser", "srp", "srp_allow", "vhost_user", "vfio_user", "tcmu", "queues", "name", "allow", "allow_any",
             "chap_file", "discovery_chap_file", "block_size", "read_only", "removable", "direct",
             "serial"]
     )]
@@ -175,7 +178,7 @@ impl From<ServeError> for Report {
                 .why("nothing is bound unless it is asked for")
                 .fix(
                     "add --vhost-user SOCKET for a VMM, or --iscsi 0.0.0.0 --iscsi [::]; over \
-                      RDMA --iser ADDR or --srp ADDR:PORT",
+                      RDMA --iser ADDR or --srp ADDR:PORT; --tcmu for the kernel's fabrics",
                 ),
             ServeError::NoIscsi => Self::new(Exit::Usage, "no-portal", what).fix(
                 "add --iscsi ADDR, or leave them out: who may connect to a --vhost-user \
@@ -251,6 +254,7 @@ impl ServeArgs {
             && iser.is_empty()
             && srp_listen.is_empty()
             && sockets.is_empty()
+            && !self.tcmu
             && self.allow.is_empty();
         let listen = match demo {
             true => portals("iscsi", &["127.0.0.1".to_owned()])?,
@@ -258,7 +262,7 @@ impl ServeArgs {
         };
         let no_iscsi = listen.is_empty() && iser.is_empty();
         let allow = match (no_iscsi, demo || self.allow_any, self.allow.is_empty()) {
-            (true, ..) if sockets.is_empty() && srp_listen.is_empty() => {
+            (true, ..) if sockets.is_empty() && srp_listen.is_empty() && !self.tcmu => {
                 return Err(ServeError::NoPortal);
             }
             (true, false, true) if self.chap_file.is_none() => Allow::Names(Vec::new()),
@@ -318,6 +322,7 @@ impl ServeArgs {
             control: Place::Usual,
             portal_groups: groups,
             controllers,
+            tcmu: self.tcmu,
             srp,
             discovery_chap: self.discovery_chap_file.as_ref().map(chap),
             shared_receives: None,
@@ -484,6 +489,13 @@ mod tests {
         assert!(matches!(plan(args), Err(ServeError::SocketTwice(_))));
         let error = plan("a.img --vfio-user /x/a,queues=0").unwrap_err().to_string();
         assert!(error.starts_with("--vfio-user: \"0\" is not a number"), "{error}");
+    }
+
+    #[test]
+    fn the_kernel_is_enough_and_needs_nobody_allowed() {
+        let plan = plan("a.img --tcmu").unwrap();
+        assert!(plan.config.tcmu && !plan.demo && plan.config.portal_groups.is_empty());
+        assert_eq!(plan.config.targets[0].allow, Allow::Names(Vec::new()));
     }
 
     #[test]

@@ -176,6 +176,8 @@ struct RawConfig {
     vhost_user: Vec<RawController>,
     #[serde(default)]
     vfio_user: Vec<RawController>,
+    #[serde(default)]
+    tcmu: bool,
     srp: Option<RawSrp>,
     rdma: Option<RawRdma>,
     discovery: Option<RawDiscovery>,
@@ -328,9 +330,10 @@ impl Fault {
 impl RawConfig {
     fn check(self) -> Result<Config, Fault> {
         let fronts = vhost_user::check(self.vhost_user, self.vfio_user)?;
-        if self.portal_groups.is_none() && fronts.is_empty() && self.srp.is_none() {
-            let fault = "neither \"portal_groups\" nor \"vhost_user\" nor \"vfio_user\" nor \"srp\" \
-                         is there";
+        let has_door = !fronts.is_empty() || self.srp.is_some() || self.tcmu;
+        if self.portal_groups.is_none() && !has_door {
+            let fault = "neither \"portal_groups\" nor \"vhost_user\" nor \"vfio_user\" nor \"tcmu\" \
+                         nor \"srp\" is there";
             let fix = format!(
                 "\"portal_groups\": [{{\"tag\": 1, \"listen\": [\"127.0.0.1:{ISCSI_PORT}\"]}}]"
             );
@@ -368,6 +371,7 @@ impl RawConfig {
             control: place(self.control),
             portal_groups,
             controllers: vhost_user::join(fronts, &targets)?,
+            tcmu: self.tcmu,
             srp: self.srp.map(|srp| srp.check(&targets)).transpose()?.unwrap_or_default(),
             discovery_chap: discovery_chap.map(|chap| chap.check("discovery.chap")).transpose()?,
             shared_receives: self

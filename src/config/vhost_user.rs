@@ -138,7 +138,7 @@ impl fmt::Display for ControllerName {
 }
 
 /// The same seeds give the same name; others differ with overwhelming probability.
-fn locally_assigned(seeds: &[&str]) -> u64 {
+pub fn locally_assigned(seeds: &[&str]) -> u64 {
     let mut hash = Sha256::new();
     for seed in seeds {
         hash.update(seed.as_bytes());

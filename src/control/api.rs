@@ -162,6 +162,9 @@ pub enum Session {
     /// A vfio-user controller, whether or not a VMM uses it.
     #[serde(rename = "vfio-user")]
     VfioUser(ControllerInfo),
+    /// A TCMU device of the kernel.
+    #[serde(rename = "tcmu")]
+    Tcmu(TcmuInfo),
 }
 
 impl Session {
@@ -170,6 +173,7 @@ impl Session {
         match self {
             Self::Iscsi(session) | Self::Iser(session) => session.reactor == reactor,
             Self::Srp(session) => session.channels.iter().any(|c| c.reactor == reactor),
+            Self::Tcmu(device) => device.reactor == reactor,
             Self::VhostUser(_) | Self::VfioUser(_) => false,
         }
     }
@@ -224,6 +228,21 @@ pub struct ControllerInfo {
     pub queues_running: u16,
     /// Its targets.
     pub targets: Vec<TargetEntry>,
+}
+
+/// A TCMU device of the kernel that is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcmuInfo {
+    /// Its backstore in configfs: `user_0/NAME`.
+    pub device: String,
+    /// It is `/dev/uio` and this number.
+    pub uio: u32,
+    /// The target it leads to.
+    pub target: String,
+    /// The logical unit it leads to.
+    pub lun: u16,
+    /// The reactor it runs on.
+    pub reactor: u16,
 }
 
 /// A target of a controller.

@@ -1,7 +1,7 @@
 //! Tables for people.
 
 use crate::{
-    control::api::{ControllerInfo, LunInfo, Session, SessionInfo, SrpSession, Stats},
+    control::api::{ControllerInfo, LunInfo, Session, SessionInfo, SrpSession, Stats, TcmuInfo},
     size,
 };
 
@@ -30,21 +30,37 @@ pub fn luns(luns: &[LunInfo]) -> String {
     align(&rows)
 }
 
-/// Sessions, then controllers.
+/// Sessions, then controllers, then devices of the kernel.
 pub fn who(who: &[Session]) -> String {
-    let (mut logged_in, mut controllers) = (Vec::new(), Vec::new());
+    let (mut logged_in, mut controllers, mut devices) = (Vec::new(), Vec::new(), Vec::new());
     for session in who {
         match session {
             Session::VhostUser(controller) => controllers.push(("vhost-user", controller)),
             Session::VfioUser(controller) => controllers.push(("vfio-user", controller)),
+            Session::Tcmu(device) => devices.push(device),
             _ => logged_in.extend(cells(session)),
         }
     }
-    match (logged_in.is_empty(), controllers.is_empty()) {
-        (_, true) => sessions(logged_in),
-        (true, false) => plugged(&controllers),
-        (false, false) => format!("{}\n{}", sessions(logged_in), plugged(&controllers)),
+    let mut tables = Vec::new();
+    if !logged_in.is_empty() || controllers.is_empty() && devices.is_empty() {
+        tables.push(sessions(logged_in));
     }
+    if !controllers.is_empty() {
+        tables.push(plugged(&controllers));
+    }
+    if !devices.is_empty() {
+        tables.push(tcmu(&devices));
+    }
+    tables.join("\n")
+}
+
+fn tcmu(devices: &[&TcmuInfo]) -> String {
+    let mut rows = vec![row(["TCMU", "DEVICE", "TARGET", "LUN"])];
+    rows.extend(devices.iter().map(|device| {
+        let uio = format!("/dev/uio{}", device.uio);
+        row([device.device.as_str(), &uio, &device.target, &device.lun.to_string()])
+    }));
+    align(&rows)
 }
 
 fn plugged(controllers: &[(&str, &ControllerInfo)]) -> String {
@@ -85,7 +101,7 @@ fn cells(session: &Session) -> Option<Vec<String>> {
         Session::Iscsi(session) => iscsi("iscsi", session),
         Session::Iser(session) => iscsi("iser", session),
         Session::Srp(session) => srp(session),
-        Session::VhostUser(_) | Session::VfioUser(_) => return None,
+        Session::VhostUser(_) | Session::VfioUser(_) | Session::Tcmu(_) => return None,
     })
 }
 

@@ -25,7 +25,7 @@ use crate::{
     config::srp::nexus_name,
     disk::{Disk, Source},
     report::{Exit, Report},
-    serve::{Daemon, request_stop},
+    serve::{Daemon, request_stop, tcmu},
     size,
 };
 
@@ -215,7 +215,8 @@ fn lun_info(target: &Target, number: u16, lu: &LogicalUnit) -> LunInfo {
 
 fn who(daemon: &Daemon) -> Vec<Session> {
     let controllers = daemon.fronts.iter().map(|front| front.session());
-    sessions(daemon).into_iter().chain(controllers).collect()
+    let devices = daemon.tcmu.iter().flat_map(tcmu::sessions).map(Session::Tcmu);
+    sessions(daemon).into_iter().chain(controllers).chain(devices).collect()
 }
 
 fn sessions(daemon: &Daemon) -> Vec<Session> {

@@ -94,6 +94,7 @@ fn object(daemon: &Daemon, config: &Config, portals: &[Portal], control: Option<
         "control": control,
         "vhost_user": controllers(Protocol::VhostUser),
         "vfio_user": controllers(Protocol::VfioUser),
+        "tcmu": config.tcmu,
         "srp": srp,
     });
     format!("{object}\n")
@@ -131,6 +132,11 @@ fn text(
             }
             _ => {}
         }
+    }
+    if config.tcmu {
+        let luns = daemon.exporter.model.targets();
+        let first = luns.iter().find_map(|t| Some((t.name.clone(), t.luns().first()?.0)));
+        text += &backstore(first);
     }
     match control {
         Some(path) => text += &format!("\nControl socket: {}\n", path.display()),
@@ -234,6 +240,17 @@ fn log_in(port: &SrpPort, listen: &[SocketAddr]) -> String {
         );
     }
     text
+}
+
+/// Lines for the kernel's target, whose fabrics reach what they make.
+fn backstore(first: Option<(String, u16)>) -> String {
+    let (target, lun) = first.unwrap_or_else(|| ("TARGET".to_owned(), 0));
+    format!(
+        "\nTCMU, for the kernel's fabrics; a backstore that leads to a LUN:\n\
+         \x20   mkdir -p /sys/kernel/config/target/core/user_0/disk{lun}\n\
+         \x20   cd /sys/kernel/config/target/core/user_0/disk{lun}\n\
+         \x20   echo dev_config=vscsi/{target}/{lun} > control && echo 1 > enable\n"
+    )
 }
 
 /// An address that the kernel takes, which looks up no names.

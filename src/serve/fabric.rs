@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use iscsi::{endpoint, registry::Place, shared::Router};
-use vmm_glue::{controller, queue};
+use vmm_glue::{
+    controller, queue,
+    tcmu::{disk, watch},
+};
 use vscsi_target::{
     engine::Completion,
     reactor::{Cx, Endpoint, Inbox, Ready},
@@ -16,6 +19,8 @@ pub enum AnyEndpoint {
     Iscsi(endpoint::Endpoint),
     /// A virtqueue of a vhost-user-scsi controller.
     Vhost(queue::Queue),
+    /// A TCMU device of the kernel.
+    Tcmu(Box<disk::Disk>),
     /// iSCSI over RDMA.
     #[cfg(feature = "rdma")]
     Iser(iser::endpoint::Endpoint),
@@ -31,6 +36,8 @@ pub enum AnySeed {
     Iscsi(endpoint::Seed),
     /// A virtqueue of a vhost-user-scsi controller.
     Vhost(queue::Seed),
+    /// A TCMU device of the kernel.
+    Tcmu(disk::Seed),
     /// iSCSI over RDMA.
     #[cfg(feature = "rdma")]
     Iser(iser::endpoint::Seed),
@@ -46,6 +53,8 @@ pub enum AnyNote {
     Iscsi(endpoint::Note),
     /// A virtqueue of a vhost-user-scsi controller.
     Vhost(queue::Note),
+    /// A TCMU device of the kernel.
+    Tcmu(disk::Note),
     /// SRP over RDMA.
     #[cfg(feature = "rdma")]
     Srp(srpt::endpoint::Note),
@@ -57,6 +66,7 @@ macro_rules! each {
         match $any {
             Self::Iscsi($endpoint) => $call,
             Self::Vhost($endpoint) => $call,
+            Self::Tcmu($endpoint) => $call,
             #[cfg(feature = "rdma")]
             Self::Iser($endpoint) => $call,
             #[cfg(feature = "rdma")]
@@ -73,6 +83,7 @@ impl Endpoint for AnyEndpoint {
         match seed {
             AnySeed::Iscsi(seed) => endpoint::Endpoint::open(seed, cx).map(Self::Iscsi),
             AnySeed::Vhost(seed) => queue::Queue::open(seed, cx).map(Self::Vhost),
+            AnySeed::Tcmu(seed) => disk::Disk::open(seed, cx).map(Box::new).map(Self::Tcmu),
             #[cfg(feature = "rdma")]
             AnySeed::Iser(seed) => iser::endpoint::Endpoint::open(seed, cx).map(Self::Iser),
             #[cfg(feature = "rdma")]
@@ -84,6 +95,7 @@ impl Endpoint for AnyEndpoint {
         match (self, note) {
             (Self::Iscsi(endpoint), AnyNote::Iscsi(note)) => endpoint.note(note, cx),
             (Self::Vhost(queue), AnyNote::Vhost(note)) => queue.note(note, cx),
+            (Self::Tcmu(disk), AnyNote::Tcmu(note)) => disk.note(note, cx),
             #[cfg(feature = "rdma")]
             (Self::Iser(endpoint), AnyNote::Iscsi(note)) => endpoint.note(note, cx),
             #[cfg(feature = "rdma")]
@@ -172,6 +184,24 @@ impl controller::Router for Reactors {
     fn note(&self, to: controller::Place, note: queue::Note) {
         if let Some(inbox) = self.inboxes.get(usize::from(to.reactor)) {
             inbox.note(to.endpoint, AnyNote::Vhost(note));
+        }
+    }
+}
+
+impl watch::Router for Reactors {
+    fn reactors(&self) -> u16 {
+        self.inboxes.len() as u16
+    }
+
+    fn open(&self, reactor: u16, seed: disk::Seed) {
+        if let Some(inbox) = self.inboxes.get(usize::from(reactor)) {
+            inbox.open(AnySeed::Tcmu(seed));
+        }
+    }
+
+    fn note(&self, to: controller::Place, note: disk::Note) {
+        if let Some(inbox) = self.inboxes.get(usize::from(to.reactor)) {
+            inbox.note(to.endpoint, AnyNote::Tcmu(note));
         }
     }
 }
