@@ -63,7 +63,7 @@ fn memory(bytes: &[u8], order: u8, head: Option<u32>) {
     let mut request = Request::default();
     let mut busy = Vec::new();
     for turn in 0..64usize {
-        match ring.take(&mut request) {
+        match ring.take(&mut request, 1) {
             Ok(Taken::Command) => {
                 assert!(request.id != 0 && !busy.contains(&request.id));
                 check(&request.data);
@@ -101,13 +101,15 @@ fn memory(bytes: &[u8], order: u8, head: Option<u32>) {
     let after = all();
     assert_eq!(before[ring_end..], after[ring_end..]);
     assert_eq!(before[..mailbox::TAIL as usize], after[..mailbox::TAIL as usize]);
+    let behind = mailbox::ALIVE as usize + 8..mailbox::LEN as usize;
+    assert_eq!(before[behind.clone()], after[behind]);
     drop(ring);
     // The process is killed. The next one finds what is in progress, as far as the ring makes sense.
     let Ok(mut ring) = Ring::open(region) else { return };
     let mut again = BTreeSet::new();
     let mut whole = true;
     loop {
-        match ring.take(&mut request) {
+        match ring.take(&mut request, 1) {
             Ok(Taken::Command) => {
                 again.insert(request.id);
             }

@@ -21,7 +21,7 @@ def kit(runner=False):
             (str(program / handler), f"/{handler}"),
             (str(library / "usr/lib/x86_64-linux-gnu/libtcmu.so.2.2"), f"{LIBRARIES}/libtcmu.so.2"),
         ]
-    return guest.Kit(PROGRAMS, MODULES, tuple(files))
+    return guest.Kit(PROGRAMS, (*MODULES, *(["brd"] if runner else [])), tuple(files))
 
 
 class TcmuGuest(guest.Guest):

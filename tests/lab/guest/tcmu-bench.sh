@@ -15,12 +15,22 @@ runner_up() {
     kill -0 $!
 }
 
-# What each serves is an image of its own in memory, written once before anything is read. As both
-# are there, nobody answers for the other's device.
+# An ext4 on a RAM disk: a file system as people have them, without a medium to wait for.
+images_up() {
+    modprobe brd rd_nr=1 rd_size=$((400 << 10))
+    mkfs.ext4 -q -F /dev/ram0
+    mkdir -p /images
+    mount /dev/ram0 /images
+    IMAGE=/images/disk
+    for kind in $KINDS; do truncate -s "$IMAGE_SIZE" $IMAGE-"$kind"; done
+}
+
+# What each serves is an image of its own, written once before anything is read. As both are there,
+# nobody answers for the other's device.
 handlers() {
     local kind
     modules_up
-    for kind in $KINDS; do truncate -s "$IMAGE_SIZE" $IMAGE-"$kind"; done
+    images_up
     runner_up
     serve $IMAGE-vscsi
     backstore vscsi vscsi/0 nl_reply_supported=-1,hw_max_sectors=2048

@@ -35,6 +35,8 @@ pub struct Seed {
     pub nexus: Arc<Nexus>,
     /// The logical unit they are for.
     pub lun: Lun,
+    /// Milliseconds after which the kernel gives a command up.
+    pub patience: u64,
     /// Told where the endpoint is.
     pub opened: SyncSender<Place>,
 }
@@ -56,6 +58,7 @@ pub struct Disk {
     ring: Ring,
     view: NexusView,
     lun: Lun,
+    patience: u64,
     /// The one that is being taken.
     request: Request,
     /// How often the kernel emptied the ring: what was in progress then is not answered.
@@ -66,6 +69,8 @@ pub struct Disk {
     commands: Vec<(u8, u32)>,
     /// Commands that an earlier process had.
     again: u32,
+    /// Commands that the kernel has given up, or may have.
+    too_old: u32,
     /// The ring makes no sense; nothing more is taken from it.
     broken: bool,
     watched: bool,
@@ -77,7 +82,7 @@ pub struct Disk {
 impl Disk {
     /// Makes the endpoint of a device, and takes up what is in its ring.
     pub fn open(seed: Seed, cx: &mut Cx<'_>) -> Option<Self> {
-        let Seed { name, file, ring, nexus, lun, opened } = seed;
+        let Seed { name, file, ring, nexus, lun, patience, opened } = seed;
         if let Err(error) = cx.watch(file.as_raw_fd(), 0, true, false) {
             tracing::error!(device = %name, %error, "cannot watch a TCMU device");
             return None;
@@ -94,24 +99,27 @@ impl Disk {
             ring,
             view: NexusView::new(nexus),
             lun,
+            patience,
             request: Request::default(),
             epoch: 0,
             in_progress: 0,
             commands: Vec::new(),
             again: 0,
+            too_old: 0,
             broken: false,
             watched: true,
             closing: None,
             losses: 0,
         };
-        // The process before this one may have been killed before it told the kernel.
-        disk.tell();
         // Nobody tells of what was there before.
         while disk.fetch(cx) {}
-        if disk.again > 0 {
+        // The process before this one may have been killed before it told the kernel.
+        disk.tell();
+        if disk.again + disk.too_old > 0 {
             tracing::info!(
                 device = %disk.name,
                 again = disk.again,
+                too_old = disk.too_old,
                 "commands in progress when the last process ended are taken up"
             );
         }
@@ -215,7 +223,7 @@ impl Disk {
         }
         let mut any = false;
         for _ in 0..BATCH {
-            match self.ring.take(&mut self.request) {
+            match self.ring.take(&mut self.request, cx.now / NANOS_PER_MILLI) {
                 Ok(Taken::Empty) => break,
                 Ok(Taken::Command) => self.submit(cx),
                 Ok(Taken::Manage) => self.manage(cx),
@@ -235,6 +243,12 @@ impl Disk {
         let Self { request, view, .. } = self;
         let (id, cdb) = (request.id, request.cdb());
         self.again += u32::from(request.again);
+        // It may be given up by the kernel, and its initiator have gone on since.
+        if (cx.now / NANOS_PER_MILLI).saturating_sub(request.since) >= self.patience {
+            self.too_old += 1;
+            self.fail(id, Status::BUSY);
+            return;
+        }
         // Nobody knows whether it was executed before the restart, or who did knew and is gone: the
         // initiator decides.
         if request.torn || request.again && !opcode::may_repeat(cdb) {
@@ -386,6 +400,7 @@ fn reads(opcode: u8) -> bool {
     READS[usize::from(opcode)]
 }
 
+const NANOS_PER_MILLI: u64 = 1_000_000;
 /// Commands taken from a ring before the others have their turn.
 const BATCH: usize = 64;
 /// The cookie of a completion that is of no command of the ring.

@@ -18,6 +18,9 @@ pub mod mailbox {
     /// Where in the ring the first entry is that was not given back, 32 bits. On a cache line of its
     /// own; the only word of the mailbox that a handler writes.
     pub const TAIL: u32 = 64;
+    /// When a handler last saw that the ring was empty, in milliseconds, 64 bits: a note to the next
+    /// one, in what is left of the handler's cache line.
+    pub const ALIVE: u32 = 72;
     /// Bytes of the mailbox.
     pub const LEN: u32 = 128;
 }
@@ -45,8 +48,11 @@ pub mod entry {
     pub const SENSE_DATA: u32 = 16;
     /// Where the CDB is, from the start of the mapping, 64 bits.
     pub const CDB: u32 = 24;
-    /// 16 bytes that neither side reads.
-    pub const SPARE: u32 = 32;
+    /// 8 bytes that the kernel does not read: since when the command is known, in milliseconds; in an
+    /// exchange, the response.
+    pub const SINCE: u32 = 32;
+    /// 8 more: a note of an exchange that is going on.
+    pub const NOTE: u32 = 40;
     /// The iovecs: offset from the start of the mapping and length, 64 bits each.
     pub const LIST: u32 = 48;
     /// Bytes of an entry for a command, without what of its iovecs and its CDB lies behind.

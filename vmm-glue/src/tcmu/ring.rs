@@ -12,6 +12,11 @@
 //! then the response is written in front. Whoever opens the ring finishes an exchange that it finds
 //! begun. What has no room in the other's place, or has sense data, waits for its turn.
 //!
+//! The kernel gives a command up after a while, and tells nobody: its initiator may have sent it again
+//! and gone on, so that what is done then could undo what is newer. So each entry says since when its
+//! command is known, and the mailbox when everything in the ring was known; times are CLOCK_MONOTONIC's,
+//! which processes share.
+//!
 //! The kernel is believed no more than a guest: all that is in the mapping is checked, and a ring that
 //! makes no sense is given up.
 
@@ -92,6 +97,8 @@ pub struct Request {
     pub again: bool,
     /// It was executed by a process that is gone, and its request and response are mixed.
     pub torn: bool,
+    /// Since when it is known, in milliseconds of CLOCK_MONOTONIC; it cannot be older.
+    pub since: u64,
     /// The task management function, as the kernel codes it.
     pub function: u8,
     /// The commands it concerns.
@@ -114,6 +121,7 @@ impl Default for Request {
             id: 0,
             again: false,
             torn: false,
+            since: 0,
             function: 0,
             ids: Vec::new(),
             data: Vec::new(),
@@ -152,6 +160,10 @@ pub struct Ring {
     base: u32,
     size: u32,
     capabilities: u16,
+    /// Since when what is new in the ring can have come: the last time that nothing was.
+    since: u64,
+    /// What was there when the ring was opened is older than that.
+    drained: bool,
     /// Positions in the ring: of the first entry that was not given back, and of the next to be taken.
     tail: u32,
     next: u32,
@@ -203,6 +215,8 @@ impl Ring {
         let tail = area.load32(mailbox::TAIL);
         let mut ring = Self {
             capabilities: area.load16(mailbox::FLAGS),
+            since: area.load64(mailbox::ALIVE),
+            drained: false,
             area,
             base,
             size,
@@ -243,9 +257,10 @@ impl Ring {
         self.area.load32(mailbox::HEAD) != self.next || self.area.load32(mailbox::TAIL) != self.tail
     }
 
-    /// Takes the next entry. [`Taken::Command`] and [`Taken::Manage`] fill `request`.
+    /// Takes the next entry, at this time in milliseconds of CLOCK_MONOTONIC. [`Taken::Command`] and
+    /// [`Taken::Manage`] fill `request`.
     #[inline]
-    pub fn take(&mut self, request: &mut Request) -> Result<Taken, RingError> {
+    pub fn take(&mut self, request: &mut Request, now: u64) -> Result<Taken, RingError> {
         loop {
             let head = self.position(self.area.load32(mailbox::HEAD))?;
             if self.is_reset(head) {
@@ -253,6 +268,11 @@ impl Ring {
                 return Ok(Taken::Reset);
             }
             if self.next == head {
+                self.drained = true;
+                if self.since != now {
+                    self.since = now;
+                    self.area.store64(mailbox::ALIVE, now);
+                }
                 return Ok(Taken::Empty);
             }
             let at = self.next;
@@ -265,7 +285,8 @@ impl Ring {
                     self.done.push_back(number);
                 }
                 Operation::Command => {
-                    self.take_command(at, header, request)?;
+                    let since = if self.drained { now } else { self.since };
+                    self.take_command(at, header, request, since)?;
                     return Ok(Taken::Command);
                 }
                 Operation::Manage => {
@@ -373,6 +394,7 @@ impl Ring {
         at: u32,
         header: Header,
         request: &mut Request,
+        since: u64,
     ) -> Result<(), RingError> {
         if header.len < entry::LEN {
             return Err(RingError::Length { at, len: header.len });
@@ -392,9 +414,16 @@ impl Ring {
             false => self.read_request(at, header.len, request)?,
         }
         // The kernel leaves zeroes there, which are no note.
-        if self.area.load64(self.at(at, entry::SPARE + 8)) != 0 {
-            self.area.store64(self.at(at, entry::SPARE + 8), 0);
+        if self.area.load64(self.at(at, entry::NOTE)) != 0 {
+            self.area.store64(self.at(at, entry::NOTE), 0);
         }
+        request.since = match request.again {
+            true => self.area.load64(self.at(at, entry::SINCE)),
+            false => {
+                self.area.store64(self.at(at, entry::SINCE), since);
+                since
+            }
+        };
         self.set_flags(at, header, flag::TAKEN);
         let number = self.keep(at, header.len, State::Busy(header.id));
         if let Some(place) = self.places.get_mut(id) {
@@ -508,11 +537,13 @@ impl Ring {
             read_len: answered.flags & flag::READ_LEN != 0,
             is_copied: false,
         };
-        self.area.store64(self.at(front.at, entry::SPARE), response);
-        self.area.store64(self.at(front.at, entry::SPARE + 8), note.emit());
+        let since = self.area.load64(self.at(front.at, entry::SINCE));
+        self.area.store64(self.at(other.at, entry::SINCE), since);
+        self.area.store64(self.at(front.at, entry::SINCE), response);
+        self.area.store64(self.at(front.at, entry::NOTE), note.emit());
         self.copy_request(front, other);
         let note = Note { is_copied: true, ..note };
-        self.area.store64(self.at(front.at, entry::SPARE + 8), note.emit());
+        self.area.store64(self.at(front.at, entry::NOTE), note.emit());
         self.place_response(front, note, response);
     }
 
@@ -520,7 +551,9 @@ impl Ring {
         let header = Header::parse(self.area.load64(self.at(front.at, entry::HEADER)));
         for place in (entry::IOVECS..front.len).step_by(8) {
             let word = match place {
-                entry::SPARE | SPARE_END => 0,
+                // It is there already.
+                entry::SINCE => continue,
+                entry::NOTE => 0,
                 // It is counted from the start of the mapping.
                 entry::CDB => self
                     .area
@@ -556,13 +589,13 @@ impl Ring {
                 && header.flags & (flag::TAKEN | flag::ANSWERING | flag::ANSWERED) == flag::TAKEN;
             match begun {
                 None if is_busy => {
-                    let word = self.area.load64(self.at(at, entry::SPARE + 8));
+                    let word = self.area.load64(self.at(at, entry::NOTE));
                     begun = Note::parse(word).map(|note| (slot, note));
                 }
                 Some((front, note))
                     if note.other == at && header.len >= front.len && is_copy(header) =>
                 {
-                    let response = self.area.load64(self.at(front.at, entry::SPARE));
+                    let response = self.area.load64(self.at(front.at, entry::SINCE));
                     if !note.is_copied {
                         self.copy_request(front, slot);
                     }
@@ -710,7 +743,6 @@ impl Note {
 
 /// Marks a [`Note`]; the kernel fills entries with zeroes.
 const NOTE: u8 = 0x5C;
-const SPARE_END: u32 = entry::SPARE + 8;
 /// Bytes of an iovec.
 const IOVEC: u32 = 16;
 const CHECK_CONDITION: u8 = 0x02;

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    mem::size_of_val,
+    mem::{self, size_of_val},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr,
 };
@@ -44,6 +44,8 @@ pub struct Socket {
     fd: OwnedFd,
     family: u16,
     sequence: u32,
+    /// What arrived while an answer was waited for.
+    pending: Vec<Message>,
     buffer: Vec<u8>,
 }
 
@@ -57,7 +59,8 @@ impl Socket {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)
             .map_err(failed("make"))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed("bind"))?;
-        let mut socket = Self { fd, family: 0, sequence: 0, buffer: vec![0; ROOM] };
+        let mut socket =
+            Self { fd, family: 0, sequence: 0, pending: Vec::new(), buffer: vec![0; ROOM] };
         let request = netlink::get_family(socket.number());
         socket.send(&request).map_err(failed("ask by"))?;
         // The kernel answers before the call returns.
@@ -78,12 +81,13 @@ impl Socket {
         let request = netlink::set_features(self.family, self.number(), answers);
         let failed = |source: Errno| SocketError::System { what: "use", source: source.into() };
         self.send(&request).map_err(failed)?;
-        // Events among the answers are looked for in sysfs anyway.
-        let status =
-            self.receive().map_err(failed)?.into_iter().find_map(|message| match message {
-                Message::Status(status) => Some(status),
-                _ => None,
-            });
+        let mut status = None;
+        for message in self.receive().map_err(failed)? {
+            match message {
+                Message::Status(answer) => status = status.or(Some(answer)),
+                other => self.pending.push(other),
+            }
+        }
         match status {
             None | Some(0) => Ok(()),
             Some(status) => Err(failed(Errno::from_raw(status.saturating_neg()))),
@@ -101,7 +105,7 @@ impl Socket {
     /// # Errors
     /// `ENOBUFS` if events were lost.
     pub fn receive(&mut self) -> Result<Vec<Message>, Errno> {
-        let mut messages = Vec::new();
+        let mut messages = mem::take(&mut self.pending);
         loop {
             match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
                 Ok(len) => {

@@ -92,6 +92,17 @@ pub fn open(minor: u32) -> Result<(File, Ring), OpenError> {
     Ok((file, Ring::open(region)?))
 }
 
+/// Milliseconds after which the kernel gives a command of the device up.
+pub fn patience(name: &DeviceName) -> u64 {
+    let path = format!("/sys/kernel/config/target/core/{name}/attrib/cmd_time_out");
+    let seconds = fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    match seconds {
+        Some(0) => u64::MAX,
+        Some(seconds) => seconds.saturating_mul(1000),
+        None => USUAL_PATIENCE,
+    }
+}
+
 /// Ends events that the kernel waits with since the time of a process that is gone: whoever caused
 /// them gets an error and can try again. Nothing but the module's parameters tells of them.
 pub fn end_old_events() {
@@ -105,3 +116,5 @@ pub fn end_old_events() {
 }
 
 const CLASS: &str = "/sys/class/uio";
+/// What the kernel's is unless it is set.
+const USUAL_PATIENCE: u64 = 30_000;

@@ -205,26 +205,36 @@ impl Watch {
             tracing::warn!("{error}; whoever makes a TCMU device is not told why it fails");
         }
         self.scan();
+        self.hear();
         while !self.shared.stop.load(Ordering::Acquire) {
             self.wait();
-            match self.socket.receive() {
-                Ok(messages) => {
-                    for message in messages {
-                        if let Message::Event(event) = message {
-                            self.event(event);
-                        }
-                    }
-                }
-                Err(Errno::ENOBUFS) => self.scan(),
-                Err(error) => {
-                    tracing::error!(%error, "cannot read the kernel's events of TCMU devices");
-                    thread::sleep(AGAIN);
-                }
-            }
+            self.hear();
             self.answer_late();
             self.retry();
         }
         self.end();
+    }
+
+    /// Deals with the events that are there.
+    fn hear(&mut self) {
+        match self.socket.receive() {
+            Ok(messages) => {
+                for message in messages {
+                    if let Message::Event(event) = message {
+                        self.event(event);
+                    }
+                }
+            }
+            // Who waits for an answer to one of those that were lost gets an error.
+            Err(Errno::ENOBUFS) => {
+                sysfs::end_old_events();
+                self.scan();
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot read the kernel's events of TCMU devices");
+                thread::sleep(AGAIN);
+            }
+        }
     }
 
     /// Waits for an event, a stop, or until something is to be done anyway.
@@ -351,7 +361,8 @@ impl Watch {
         let (file, ring) = sysfs::open(minor).map_err(Fault::Open)?;
         let (opened, place) = mpsc::sync_channel(1);
         let nexus = Arc::clone(&to.nexus);
-        let seed = Seed { name: name.to_string().into(), file, ring, nexus, lun, opened };
+        let patience = sysfs::patience(name);
+        let seed = Seed { name: name.to_string().into(), file, ring, nexus, lun, patience, opened };
         let reactor = self.turn % self.shared.router.reactors().max(1);
         self.turn = self.turn.wrapping_add(1);
         self.shared.router.open(reactor, seed);
@@ -416,6 +427,12 @@ impl Watch {
         self.answer_late();
         if let Err(error) = self.socket.set_features(false) {
             tracing::debug!("{error}");
+        }
+        // What was told meanwhile waits for an answer. The devices are taken up the next time.
+        for message in self.socket.receive().unwrap_or_default() {
+            if let Message::Event(Event { kind, device, .. }) = message {
+                let _ = self.socket.answer(kind, device, 0);
+            }
         }
     }
 }

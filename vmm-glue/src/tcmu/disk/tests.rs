@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use nix::time::{ClockId, clock_gettime};
 use vscsi_target::{
     backend::{Backend, Mem},
     engine::Engine,
@@ -20,7 +21,10 @@ use vscsi_target::{
 };
 
 use super::*;
-use crate::tcmu::rig::{DATA, Kernel};
+use crate::tcmu::{
+    layout::mailbox,
+    rig::{DATA, Kernel},
+};
 
 /// Only devices run on this reactor.
 #[derive(Debug)]
@@ -120,7 +124,8 @@ impl Rig {
         let ring = kernel.open().unwrap();
         let lun = Lun::from_number(0).unwrap();
         let file_of_handler = File::from(OwnedFd::from(theirs));
-        inbox.open(Seed { name: "d".into(), file: file_of_handler, ring, nexus, lun, opened });
+        let (name, file_of_device, patience) = ("d".into(), file_of_handler, 30_000);
+        inbox.open(Seed { name, file: file_of_device, ring, nexus, lun, patience, opened });
         let place = wait.recv_timeout(Duration::from_secs(10)).unwrap();
         let mut rig = Self { kernel, file, place, inbox, postboxes, stop, thread: Some(thread) };
         // It tells at once, in case the one before did not.
@@ -153,6 +158,12 @@ impl Drop for Rig {
             thread.join().unwrap();
         }
     }
+}
+
+/// Milliseconds of the reactors' clock.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
+    Duration::from(now).as_millis() as u64
 }
 
 const WRITE: [u8; 10] = [0x2A, 0, 0, 0, 0, 9, 0, 0, 2, 0];
@@ -210,10 +221,11 @@ fn what_another_process_took_is_done_again_unless_it_may_not_be() {
     let mut kernel = Kernel::new(4096);
     kernel.command(1, &READ, &[(DATA, 1024)]);
     kernel.command(2, &COMPARE_AND_WRITE, &[(DATA, 1024)]);
+    kernel.put(mailbox::ALIVE.into(), &now().to_ne_bytes());
     {
         let mut ring = kernel.open().unwrap();
         for _ in 0..2 {
-            ring.take(&mut Request::default()).unwrap();
+            ring.take(&mut Request::default(), now()).unwrap();
         }
     }
     kernel.command(3, &COMPARE_AND_WRITE, &[(DATA, 1024)]);
@@ -221,6 +233,25 @@ fn what_another_process_took_is_done_again_unless_it_may_not_be() {
     let mut answers: Vec<_> = rig.exchange(3).iter().map(|r| (r.0, r.1)).collect();
     answers.sort_unstable();
     assert_eq!(answers, [(1, 0), (2, Status::TASK_ABORTED.0), (3, 0)]);
+}
+
+#[test]
+fn what_the_kernel_may_have_given_up_is_not_done() {
+    let mut kernel = Kernel::new(4096);
+    kernel.command(1, &WRITE, &[(DATA, 1024)]);
+    let mut ring = kernel.open().unwrap();
+    ring.take(&mut Request::default(), now().saturating_sub(29_999)).unwrap();
+    drop(ring);
+    // It was seen a while ago, and its process is not heard of since; this one came later still.
+    kernel.put(128 + 32, &now().saturating_sub(30_001).to_ne_bytes());
+    kernel.put(mailbox::ALIVE.into(), &now().saturating_sub(30_000).to_ne_bytes());
+    kernel.command(2, &WRITE, &[(DATA, 1024)]);
+    let mut rig = Rig::start(kernel);
+    let mut answers: Vec<_> = rig.exchange(2).iter().map(|r| (r.0, r.1)).collect();
+    answers.sort_unstable();
+    assert_eq!(answers, [(1, Status::BUSY.0), (2, Status::BUSY.0)]);
+    rig.kernel.command(3, &WRITE, &[(DATA, 1024)]);
+    assert_eq!(rig.exchange(1)[0].1, 0);
 }
 
 #[test]

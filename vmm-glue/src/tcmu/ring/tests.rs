@@ -3,11 +3,12 @@ use crate::tcmu::rig::{DATA, Kernel, LEN};
 
 fn take(ring: &mut Ring) -> (Taken, Request) {
     let mut request = Request::default();
-    let taken = ring.take(&mut request).unwrap();
+    let taken = ring.take(&mut request, NOW).unwrap();
     (taken, request)
 }
 
 const READ: [u8; 10] = [0x28, 0, 0, 0, 0, 9, 0, 0, 1, 0];
+const NOW: u64 = 77_000;
 const GOOD: Answer<'_> = Answer { status: 0, sense: &[], read: None };
 
 #[test]
@@ -141,6 +142,9 @@ fn killed(with: impl FnOnce(&Kernel, &Ring, Slot, Slot)) -> (Vec<(u16, bool)>, V
     kernel.command(2, &READ, &[(DATA + 512, 512)]);
     let mut ring = kernel.open().unwrap();
     (0..2).for_each(|_| assert_eq!(take(&mut ring).0, Taken::Command));
+    for slot in ring.slots.clone() {
+        ring.area.store64(ring.at(slot.at, entry::SINCE), NOW);
+    }
     ring.answer(2, &GOOD);
     with(&kernel, &ring, ring.slots[0], ring.slots[1]);
     drop(ring);
@@ -151,7 +155,7 @@ fn killed(with: impl FnOnce(&Kernel, &Ring, Slot, Slot)) -> (Vec<(u16, bool)>, V
         if taken == Taken::Empty {
             break;
         }
-        assert!(request.again);
+        assert!(request.again && (request.torn || request.since == NOW));
         if !request.torn {
             assert_eq!(request.cdb(), READ);
             let data = DATA + 512 * u64::from(request.id - 1);
@@ -177,8 +181,9 @@ fn a_process_killed_before_it_told_leaves_the_answer_in_the_ring() {
 fn an_exchange_is_finished_wherever_the_process_was_killed() {
     let note = |slot: Slot| Note { other: slot.at, id: 2, read_len: false, is_copied: false };
     let begin = move |ring: &Ring, front: Slot, other: Slot| {
-        ring.area.store64(ring.at(front.at, entry::SPARE), response_word(0, 0));
-        ring.area.store64(ring.at(front.at, entry::SPARE + 8), note(other).emit());
+        ring.area.store64(ring.at(other.at, entry::SINCE), NOW);
+        ring.area.store64(ring.at(front.at, entry::SINCE), response_word(0, 0));
+        ring.area.store64(ring.at(front.at, entry::NOTE), note(other).emit());
     };
     let finished = (vec![(1, false)], vec![2, 1]);
     // After the note.
@@ -186,7 +191,8 @@ fn an_exchange_is_finished_wherever_the_process_was_killed() {
     // While the request was copied.
     let torn = killed(|kernel, ring, front, other| {
         begin(ring, front, other);
-        kernel.put(Kernel::place(other.at) + 8, &[0xA5; 100]);
+        kernel.put(Kernel::place(other.at) + 8, &[0xA5; 24]);
+        kernel.put(Kernel::place(other.at) + 40, &[0xA5; 80]);
     });
     assert_eq!(torn, finished);
     // After the copy was noted, and after half of the response.
@@ -195,7 +201,7 @@ fn an_exchange_is_finished_wherever_the_process_was_killed() {
             begin(ring, front, other);
             ring.copy_request(front, other);
             let note = Note { is_copied: true, ..note(other) };
-            ring.area.store64(ring.at(front.at, entry::SPARE + 8), note.emit());
+            ring.area.store64(ring.at(front.at, entry::NOTE), note.emit());
             if half {
                 ring.area.store64(ring.at(front.at, entry::IOVECS), u64::MAX);
             }
@@ -211,6 +217,30 @@ fn a_response_that_was_being_written_is_torn() {
         kernel.put(Kernel::place(other.at) + 8, &[0xFF; 40]);
     });
     assert_eq!((again, told), (vec![(1, false), (2, true)], vec![1, 2]));
+}
+
+#[test]
+fn a_command_is_as_old_as_it_is_known_for() {
+    let mut kernel = Kernel::new(4096);
+    let mut request = Request::default();
+    let mut ring = kernel.open().unwrap();
+    assert_eq!(ring.take(&mut request, 1000), Ok(Taken::Empty));
+    kernel.command(1, &READ, &[(DATA, 512)]);
+    ring.take(&mut request, 2000).unwrap();
+    assert_eq!((request.id, request.since), (1, 2000));
+    assert_eq!(ring.take(&mut request, 3000), Ok(Taken::Empty));
+    drop(ring);
+    kernel.command(2, &READ, &[(DATA, 512)]);
+    // The next process: the first is as old as it was, the second came after all were known.
+    let mut ring = kernel.open().unwrap();
+    for (id, since) in [(1, 2000), (2, 3000)] {
+        ring.take(&mut request, 90_000).unwrap();
+        assert_eq!((request.id, request.since), (id, since));
+    }
+    assert_eq!(ring.take(&mut request, 90_000), Ok(Taken::Empty));
+    kernel.command(3, &READ, &[(DATA, 512)]);
+    ring.take(&mut request, 91_000).unwrap();
+    assert_eq!((request.id, request.since), (3, 91_000));
 }
 
 #[test]
@@ -349,7 +379,7 @@ fn entries_that_cannot_be_are_refused() {
         let mut ring = kernel.open().unwrap();
         kernel.command(1, &READ, &[(DATA, 512)]);
         change(&kernel);
-        ring.take(&mut Request::default()).map(|_| ())
+        ring.take(&mut Request::default(), NOW).map(|_| ())
     };
     assert_eq!(taken(&|_| {}), Ok(()));
     for len in [0u32, 104, 136, 4096] {
@@ -393,5 +423,5 @@ fn an_id_that_is_in_progress_cannot_come_again() {
     kernel.command(1, &READ, &[(DATA, 512)]);
     let mut ring = kernel.open().unwrap();
     take(&mut ring);
-    assert_eq!(ring.take(&mut Request::default()), Err(RingError::Id(1)));
+    assert_eq!(ring.take(&mut Request::default(), NOW), Err(RingError::Id(1)));
 }
