@@ -1,8 +1,10 @@
-//! `vscsi doctor`: whether this machine has what RDMA needs, and what to do about what is missing.
+//! `vscsi doctor`: whether this machine has what RDMA and TCMU need, and what to do about what is
+//! missing.
 
 use std::{fmt::Write, process::ExitCode};
 
 use serde::Serialize;
+use vmm_glue::tcmu::watch::Watcher;
 
 use crate::report::{Exit, Report};
 
@@ -50,15 +52,29 @@ pub struct Problem {
 
 /// Looks at this machine and says what it finds: 0 if RDMA is usable, otherwise 69.
 pub fn run(json: bool) -> ExitCode {
-    let rdma = rdma();
+    let (rdma, tcmu) = (rdma(), tcmu());
     match json {
-        true => println!("{}", serde_json::json!({ "rdma": rdma })),
-        false => print!("{}", rdma.text()),
+        true => {
+            let tcmu = serde_json::json!({ "usable": tcmu.is_none(), "problem": tcmu });
+            println!("{}", serde_json::json!({ "rdma": rdma, "tcmu": tcmu }));
+        }
+        false => match tcmu {
+            None => println!("{}TCMU: usable", rdma.text()),
+            Some(Problem { what, fix }) => {
+                println!("{}TCMU: not usable\n  {what}\n    fix: {fix}", rdma.text());
+            }
+        },
     }
     match rdma.usable {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(Exit::Unavailable as u8),
     }
+}
+
+/// What keeps the kernel's backstores from being served here.
+fn tcmu() -> Option<Problem> {
+    let report = Report::from(Watcher::listen().err()?);
+    Some(Problem { what: report.what, fix: report.fix.unwrap_or_default() })
 }
 
 /// Looks at this machine.

@@ -6,7 +6,8 @@ import qemu
 from targets import Vscsi
 
 PROGRAMS = ("e2fsck", "sg_modes", "sg_raw", "sg_sync", "sg_unmap", "sg_wr_mode", "sg_write_same")
-MODULES = ("configfs", "uio", "target_core_mod", "target_core_user", "tcm_loop")
+MODULES = ("configfs", "uio", "target_core_mod", "target_core_user", "tcm_loop",
+           "iscsi_target_mod")
 LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 
 

@@ -242,6 +242,69 @@ stop_under_io() {
     no_faults
 }
 
+# What the kernel gave up while nobody was there is not done later: its initiator has gone on.
+given_up() {
+    local old=/tmp/old now=/tmp/now
+    backstore late vscsi/$NAME/0
+    echo 3 >"$CORE/late/attrib/cmd_time_out"
+    lun_up 3 late
+    settle "$(disk 3)"
+    dd if="/dev/$(disk 1)" of=$old bs=4096 skip=16 count=1 iflag=direct
+    head -c 4096 /dev/urandom >/tmp/new
+    crash
+    refuted sg_raw --send=4096 --infile=/tmp/new "/dev/$(disk 3)" 2a 00 00 00 00 80 00 00 08 00
+    start
+    within 10 served late
+    settle "$(disk 3)"
+    sed 's/\x1b\[[0-9;]*m//g' /tmp/target.log | grep 'user_0/late.* too_old=1'
+    dd if="/dev/$(disk 1)" of=$now bs=4096 skip=16 count=1 iflag=direct
+    cmp $old $now
+    lun_down 3
+    backstore_down late
+    dmesg -c >/dev/null
+}
+
+# Another fabric of the kernel: its iSCSI target, with Linux's own initiator.
+over_iscsi() {
+    local name=$NAME-kernel group attribute disk
+    local target=$TARGET/iscsi/$name
+    group=$target/tpgt_1
+    modprobe -a iscsi_target_mod iscsi_tcp
+    ip link set lo up
+    mkdir -p "$group/lun/lun_0"
+    ln -s "$CORE/file" "$group/lun/lun_0/disk"
+    for attribute in authentication=0 generate_node_acls=1 cache_dynamic_acls=1 \
+        demo_mode_write_protect=0; do
+        echo ${attribute#*=} >"$group/attrib/${attribute%=*}"
+    done
+    mkdir "$group/np/127.0.0.1:3260"
+    echo 1 >"$group/enable"
+    iscsid
+    iscsiadm -m node -T "$name" -p 127.0.0.1:3260 -o new
+    iscsiadm -m node -T "$name" -p 127.0.0.1:3260 --login
+    within 20 iscsi_disk
+    disk=$(iscsi_disk)
+    settle "$disk"
+    expect "names" "$(sg_vpd --page=sn "/dev/$disk")" "$(sg_vpd --page=sn "/dev/$(disk 1)")"
+    verify_on "$disk" --bs=64k --iodepth=8 --size=8M
+    iscsiadm -m node -T "$name" -p 127.0.0.1:3260 --logout
+    echo 0 >"$group/enable"
+    busybox rmdir "$group/np/127.0.0.1:3260"
+    rm "$group/lun/lun_0/disk"
+    busybox rmdir "$group/lun/lun_0" "$group" "$target"
+    dmesg -c >/dev/null
+}
+iscsi_disk() {
+    local entry
+    for entry in /sys/class/iscsi_session/session*/device/target*/*:0/block/*; do
+        [ -e "$entry" ] && [ "$(cat "/sys/block/${entry##*/}/size")" != 0 ] && {
+            echo "${entry##*/}"
+            return
+        }
+    done
+    return 1
+}
+
 # Commands that are in progress are answered by the kernel, which makes the initiator repeat them.
 ring_reset() {
     local disk before job round
@@ -324,6 +387,8 @@ step write_cache write_cache
 step reset_device reset_device
 step restart_under_io restart_under_io
 step stop_under_io stop_under_io
+step given_up_by_the_kernel given_up
+step over_the_kernels_iscsi over_iscsi
 step ring_reset ring_reset
 step lun_comes_and_goes lun_comes_and_goes
 step made_again made_again
