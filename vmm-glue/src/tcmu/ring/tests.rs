@@ -1,4 +1,4 @@
-use super::*;
+use super::{exchange::Note, *};
 use crate::tcmu::rig::{DATA, Kernel, LEN};
 
 fn take(ring: &mut Ring) -> (Taken, Request) {
