@@ -194,15 +194,15 @@ taken_up() {
 }
 
 # The program is killed again and again in the middle of I/O on both devices, verified on the one whose
-# blocks outlive it, and nobody notices: at least three times, and until commands were in progress.
+# blocks outlive it, and nobody notices: at least twice, and until commands were in progress.
 restart_under_io() {
     local jobs=() before round
     no_faults
     LOG=/tmp/fio-1.log verify_on "$(disk 1)" --bs=256k --iodepth=32 --size=60M --time_based \
-        --runtime=16 --verify_backlog=64 &
+        --runtime=24 --verify_backlog=64 &
     jobs+=($!)
     fio --name=write --ioengine=libaio --direct=1 --rw=randwrite --bs=4k --iodepth=32 \
-        --filename="/dev/$(disk 2)" --size=16M --time_based --runtime=16 --output=/tmp/fio-2.log &
+        --filename="/dev/$(disk 2)" --size=16M --time_based --runtime=24 --output=/tmp/fio-2.log &
     jobs+=($!)
     for round in 1 2 3 4 5 6 7 8; do
         before=$(done_on "$(disk 1)")
@@ -212,7 +212,7 @@ restart_under_io() {
         start || return
         moves "$(disk 1)" "$before" || return
         kill -0 "${jobs[@]}" || { echo "the I/O was over before restart $round"; return 1; }
-        [ "$round" -lt 3 ] || [ "$(taken_up)" -eq 0 ] || break
+        [ "$round" -lt 2 ] || [ "$(taken_up)" -eq 0 ] || break
     done
     wait "${jobs[0]}" && wait "${jobs[1]}" || {
         cat /tmp/fio-*.log
