@@ -81,6 +81,17 @@ pub struct Region {
     mapping: Arc<Mapping>,
 }
 
+/// What a mapping is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// A guest's memory, for us and for devices.
+    Shared,
+    /// The same, only to be read.
+    Read,
+    /// A sparse file of our own.
+    Holes,
+}
+
 #[derive(Debug)]
 struct Mapping {
     /// Goes first: what it says of the memory holds while it is mapped.
@@ -105,7 +116,7 @@ impl Region {
         offset: u64,
         file: fs::File,
     ) -> Result<Self, MemoryError> {
-        Self::map_for(gpa, size, uva, offset, file, true)
+        Self::map_as(gpa, size, uva, offset, file, Use::Shared)
     }
 
     /// As [`Region::map`]; one that is not `writable` is only read, and its file may be one that
@@ -118,6 +129,25 @@ impl Region {
         file: fs::File,
         writable: bool,
     ) -> Result<Self, MemoryError> {
+        let what = if writable { Use::Shared } else { Use::Read };
+        Self::map_as(gpa, size, uva, offset, file, what)
+    }
+
+    /// Maps all of a file of our own, mostly holes. Devices do not reach it: what they reach has to be
+    /// there as a whole.
+    pub(crate) fn of_holes(size: u64, file: fs::File) -> Result<Self, MemoryError> {
+        Self::map_as(0, size, 0, 0, file, Use::Holes)
+    }
+
+    fn map_as(
+        gpa: u64,
+        size: u64,
+        uva: u64,
+        offset: u64,
+        file: fs::File,
+        what: Use,
+    ) -> Result<Self, MemoryError> {
+        let writable = what != Use::Read;
         let extent = || MemoryError::Extent { gpa, size, offset };
         let map = |source| MemoryError::Map { gpa, size, source };
         let fits = gpa.checked_add(size).is_some() && uva.checked_add(size).is_some();
@@ -146,7 +176,7 @@ impl Region {
         let guard =
             unsafe { Guarded::register(memory.as_ptr(), bytes, page as usize) }.map_err(map)?;
         // What is only read here would be refused: devices get memory for both.
-        let reachable = writable.then(|| {
+        let reachable = (what == Use::Shared).then(|| {
             // SAFETY: the same, readable and writable, until `Mapping` is dropped, which drops this
             // first.
             unsafe { Reachable::new(memory.as_ptr(), bytes) }

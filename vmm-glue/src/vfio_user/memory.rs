@@ -188,7 +188,7 @@ impl Memory {
         if self.copies.is_none() {
             let file = File::from(memfd_create(c"vscsi-copy", MFdFlags::MFD_CLOEXEC).ok()?);
             file.set_len(COPIES).ok()?;
-            let region = Region::map(0, COPIES, 0, 0, file.try_clone().ok()?).ok()?;
+            let region = Region::of_holes(COPIES, file.try_clone().ok()?).ok()?;
             self.copies = Some((file, region));
         }
         let (_, whole) = self.copies.as_ref()?;
