@@ -11,6 +11,8 @@
 //! a reset, and where that does not help, to errors; never to a panic. A device reaches only memory
 //! that was mapped for it.
 //!
+//! With the feature `model` there is a controller in software, for tests.
+//!
 //! Left out: SGLs, metadata and protection information, several paths to a namespace, asynchronous
 //! events (a namespace that changes its size is found when it is asked), and the device's own
 //! reservations.

@@ -7,13 +7,16 @@
 //! When the controller is reset, its supervisor stops it first. Then each pair takes its operations
 //! back and starts them anew once the controller works again; when it does not, they fail.
 
+mod slot;
+
 use crate::{
     device::Device,
     iova::Table,
-    prp::{self, Cursor, Limits, Run},
+    prp::{self, Limits, Run},
     shared::{Phase, Shared, Want},
     wire::{Cqe, Csts, Sqe, Status, offset},
 };
+use slot::Slot;
 use std::{
     collections::VecDeque,
     fmt, io,
@@ -96,26 +99,6 @@ pub struct Pair {
     hint: usize,
     /// Reused for the pages of a command.
     pages: Vec<u64>,
-}
-
-/// One operation.
-#[derive(Debug)]
-struct Slot {
-    live: bool,
-    key: u64,
-    kind: Kind,
-    blocks: Blocks,
-    runs: Vec<Run>,
-    cursor: Cursor,
-    /// Blocks for which commands were issued.
-    issued: u64,
-    /// The same before the last command.
-    before: u64,
-    is_issued: bool,
-    flying: u32,
-    error: Option<Status>,
-    retries: u8,
-    cancelled: bool,
 }
 
 impl Pair {
@@ -538,73 +521,6 @@ impl fmt::Debug for Pair {
             .field("flying", &self.flying)
             .field("backlog", &self.backlog.len())
             .finish_non_exhaustive()
-    }
-}
-
-impl Slot {
-    fn empty() -> Self {
-        Self {
-            live: false,
-            key: 0,
-            kind: Kind::Flush,
-            blocks: Blocks { nsid: 0, lba: 0, count: 0, size: 512 },
-            runs: Vec::new(),
-            cursor: Cursor::default(),
-            before: 0,
-            issued: 0,
-            is_issued: false,
-            flying: 0,
-            error: None,
-            retries: 0,
-            cancelled: false,
-        }
-    }
-
-    /// Nothing of it is issued.
-    fn rewind(&mut self) {
-        (self.cursor, self.issued, self.is_issued) = (Cursor::default(), 0, false);
-        (self.flying, self.error) = (0, None);
-    }
-
-    /// No more commands come of it: all are issued, or one has failed.
-    fn is_all_issued(&self) -> bool {
-        self.error.is_some()
-            || match self.kind {
-                Kind::Flush => self.is_issued,
-                Kind::Read | Kind::Write { .. } => self.cursor.is_at_end(&self.runs),
-                Kind::Zero { .. } | Kind::Deallocate => self.issued >= self.blocks.count,
-            }
-    }
-
-    /// The next command, with its pages.
-    fn next(&mut self, limits: &Limits, zero_limit: u32, pages: &mut Vec<u64>) -> Option<Sqe> {
-        pages.clear();
-        let Blocks { nsid, lba, count, size } = self.blocks;
-        let lba = lba.checked_add(self.issued)?;
-        self.before = self.issued;
-        self.is_issued = true;
-        let left = count.saturating_sub(self.issued);
-        Some(match self.kind {
-            Kind::Flush => Sqe::flush(nsid),
-            Kind::Read | Kind::Write { .. } => {
-                let bytes = prp::next(&self.runs, &mut self.cursor, limits, pages)?;
-                let blocks = u32::try_from(bytes / size as usize).ok()?;
-                self.issued += u64::from(blocks);
-                match self.kind {
-                    Kind::Write { fua } => Sqe::write(nsid, lba, blocks, fua),
-                    _ => Sqe::read(nsid, lba, blocks),
-                }
-            }
-            Kind::Zero { deallocate } => {
-                let blocks = left.min(u64::from(zero_limit)) as u32;
-                self.issued += u64::from(blocks);
-                Sqe::write_zeroes(nsid, lba, blocks, deallocate)
-            }
-            Kind::Deallocate => {
-                self.issued += left.min(u64::from(u32::MAX));
-                Sqe::deallocate(nsid)
-            }
-        })
     }
 }
 

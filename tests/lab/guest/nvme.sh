@@ -78,11 +78,11 @@ inquiry() { identity_on "$(disk)"; }
 verify() {
     local disk
     disk=$(disk)
-    verify_on "$disk" --bs=4k --iodepth=32 --size=16M
-    verify_on "$disk" --bs=128k --iodepth=8 --size=32M
+    verify_on "$disk" --bs=4k --iodepth=32 --size=8M
+    verify_on "$disk" --bs=128k --iodepth=8 --size=16M
     # Longer than a command of the controller may be.
-    verify_on "$disk" --bs=1m --iodepth=2 --size=32M
-    verify_on "$disk" --bs=512 --iodepth=8 --size=1M
+    verify_on "$disk" --bs=1m --iodepth=2 --size=16M
+    verify_on "$disk" --bs=512 --iodepth=8 --size=512k
 }
 
 file_system() { file_system_on "$(disk)"; }
@@ -123,7 +123,7 @@ guest_memory() {
 reset_under_io() {
     local disk job
     disk=$(disk)
-    verify_on "$disk" --bs=4k --iodepth=16 --size=8M --time_based --runtime=8 --verify_backlog=64 &
+    verify_on "$disk" --bs=4k --iodepth=16 --size=8M --time_based --runtime=6 --verify_backlog=64 &
     job=$!
     sleep 3
     echo 1 >"/sys/bus/pci/devices/$(cat /run/bdf)/reset"
@@ -148,7 +148,7 @@ polled() {
     grep 'interrupts.*false' /tmp/target.log
     node --login
     within 20 disk
-    verify_on "$(disk)" --bs=4k --iodepth=16 --size=4M
+    verify_on "$(disk)" --bs=4k --iodepth=16 --size=2M
 }
 
 # Without a medium commands fail, and the program goes on.
