@@ -1,10 +1,11 @@
-//! `vscsi doctor`: whether this machine has what RDMA and TCMU need, and what to do about what is
-//! missing.
+//! `vscsi doctor`: whether this machine has what RDMA, TCMU and NVMe controllers need, and what to do
+//! about what is missing.
 
 use std::{fmt::Write, process::ExitCode};
 
 use serde::Serialize;
 use vmm_glue::tcmu::watch::Watcher;
+use vscsi_target::backend::nvme::controllers;
 
 use crate::report::{Exit, Report};
 
@@ -50,20 +51,34 @@ pub struct Problem {
     pub fix: String,
 }
 
+/// An NVMe controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Nvme {
+    /// Its PCI address.
+    pub address: String,
+    /// How it would be opened: "container" or "iommufd"; none if it cannot be.
+    pub interface: Option<&'static str>,
+    /// What keeps it from being opened.
+    pub problem: Option<Problem>,
+}
+
 /// Looks at this machine and says what it finds: 0 if RDMA is usable, otherwise 69.
 pub fn run(json: bool) -> ExitCode {
-    let (rdma, tcmu) = (rdma(), tcmu());
+    let (rdma, tcmu, nvme) = (rdma(), tcmu(), nvme());
     match json {
         true => {
             let tcmu = serde_json::json!({ "usable": tcmu.is_none(), "problem": tcmu });
-            println!("{}", serde_json::json!({ "rdma": rdma, "tcmu": tcmu }));
+            println!("{}", serde_json::json!({ "rdma": rdma, "tcmu": tcmu, "nvme": nvme }));
         }
-        false => match tcmu {
-            None => println!("{}TCMU: usable", rdma.text()),
-            Some(Problem { what, fix }) => {
-                println!("{}TCMU: not usable\n  {what}\n    fix: {fix}", rdma.text());
+        false => {
+            match tcmu {
+                None => println!("{}TCMU: usable", rdma.text()),
+                Some(Problem { what, fix }) => {
+                    println!("{}TCMU: not usable\n  {what}\n    fix: {fix}", rdma.text());
+                }
             }
-        },
+            print!("{}", nvme_text(&nvme));
+        }
     }
     match rdma.usable {
         true => ExitCode::SUCCESS,
@@ -75,6 +90,40 @@ pub fn run(json: bool) -> ExitCode {
 fn tcmu() -> Option<Problem> {
     let report = Report::from(Watcher::listen().err()?);
     Some(Problem { what: report.what, fix: report.fix.unwrap_or_default() })
+}
+
+/// The NVMe controllers here, and whether they could be disks.
+fn nvme() -> Vec<Nvme> {
+    let controllers = controllers().into_iter();
+    let found = controllers.map(|(bdf, found)| {
+        let address = bdf.to_string();
+        match found {
+            Ok(interface) => Nvme { address, interface: Some(interface.name()), problem: None },
+            Err(error) => {
+                let problem = Problem { what: error.to_string(), fix: error.fix() };
+                Nvme { address, interface: None, problem: Some(problem) }
+            }
+        }
+    });
+    found.collect()
+}
+
+fn nvme_text(controllers: &[Nvme]) -> String {
+    let mut text = match controllers {
+        [] => return "NVMe: no controller\n".to_owned(),
+        _ => "NVMe:\n".to_owned(),
+    };
+    for Nvme { address, interface, problem } in controllers {
+        // Writing to a string does not fail.
+        let _ = match problem {
+            Some(Problem { what, fix }) => writeln!(text, "  {what}\n    fix: {fix}"),
+            None => {
+                let interface = interface.unwrap_or("nothing");
+                writeln!(text, "  nvme:{address} can be a disk, by {interface}")
+            }
+        };
+    }
+    text
 }
 
 /// Looks at this machine.
@@ -166,6 +215,22 @@ mod tests {
 
     fn port(active: bool) -> Port {
         Port { active, link_layer: "Ethernet" }
+    }
+
+    #[test]
+    fn controllers_are_shown_with_how_they_open_or_what_to_do() {
+        assert_eq!(nvme_text(&[]), "NVMe: no controller\n");
+        let problem =
+            Problem { what: "0000:02:00.0 is elsewhere".to_owned(), fix: "bind it".to_owned() };
+        let text = nvme_text(&[
+            Nvme { address: "0000:01:00.0".to_owned(), interface: Some("iommufd"), problem: None },
+            Nvme { address: "0000:02:00.0".to_owned(), interface: None, problem: Some(problem) },
+        ]);
+        assert_eq!(
+            text,
+            "NVMe:\n  nvme:0000:01:00.0 can be a disk, by iommufd\n  0000:02:00.0 is elsewhere\n    \
+             fix: bind it\n"
+        );
     }
 
     #[test]

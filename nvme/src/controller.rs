@@ -56,6 +56,20 @@ pub(crate) struct Lanes {
     pub(crate) calls: Mutex<Pair>,
 }
 
+/// The NVMe controllers of this machine, each with how it would be opened, or what keeps it from
+/// that as far as can be seen without opening it.
+pub fn controllers() -> Vec<(Bdf, Result<Interface, OpenError>)> {
+    sysfs::all().into_iter().map(|bdf| (bdf, sysfs::check(bdf).map(|()| usual(bdf)))).collect()
+}
+
+/// How a controller is opened unless it is said.
+fn usual(bdf: Bdf) -> Interface {
+    match sysfs::has_cdev(bdf) {
+        true => Interface::Iommufd,
+        false => Interface::Container,
+    }
+}
+
 impl Controller {
     /// Opens a controller that is bound to VFIO, resets it and makes its queues.
     ///
@@ -64,10 +78,7 @@ impl Controller {
     pub fn open(options: &Options) -> Result<Self, OpenError> {
         let bdf = options.bdf;
         sysfs::check(bdf)?;
-        let interface = options.interface.unwrap_or_else(|| match sysfs::has_cdev(bdf) {
-            true => Interface::Iommufd,
-            false => Interface::Container,
-        });
+        let interface = options.interface.unwrap_or_else(|| usual(bdf));
         Self::on(Device::open(bdf, interface)?, options)
     }
 

@@ -34,7 +34,7 @@ mod supervisor;
 mod sysfs;
 pub mod wire;
 
-pub use controller::{Controller, Options};
+pub use controller::{Controller, Options, controllers};
 pub use error::{Fault, MapError, OpenError};
 pub use pair::{Blocks, Kind, Pair, Started};
 pub use space::{Interface, Mapping, Space};

@@ -75,6 +75,19 @@ fn check_in(path: &Path, bdf: Bdf) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// The NVMe controllers of this machine, by address.
+pub fn all() -> Vec<Bdf> {
+    let names = fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().flatten();
+    let mut all: Vec<Bdf> = names
+        .filter_map(|entry| Bdf::read(&entry.file_name().to_string_lossy()))
+        .filter(|bdf| {
+            !matches!(check(*bdf), Err(OpenError::NotNvme { .. } | OpenError::Missing(_)))
+        })
+        .collect();
+    all.sort();
+    all
+}
+
 /// The number of its IOMMU group.
 pub fn group(bdf: Bdf) -> Option<u32> {
     link(&bdf.path().join("iommu_group"))?.parse().ok()

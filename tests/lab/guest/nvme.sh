@@ -38,14 +38,23 @@ nvme_found() {
     echo "written by the kernel's driver" | dd of=/dev/nvme0n1 bs=512 conv=sync,fsync
 }
 
+# Its exit code is about RDMA.
+doctor() {
+    /x/vscsi doctor >/tmp/doctor.log || true
+    cat /tmp/doctor.log
+    grep "$1" /tmp/doctor.log
+}
+
 # As long as another driver has it, it is said what to paste. Pasting that helps.
 refused_while_bound() {
+    doctor 'not bound to vfio-pci but to nvme'
     refuted /x/vscsi serve "nvme:$(cat /run/bdf)" --iscsi $PORTAL --allow-any --control none \
         --state-dir none >/tmp/refused.log 2>&1
     cat /tmp/refused.log
     grep 'not bound to vfio-pci but to nvme' /tmp/refused.log
     grep -o 'modprobe vfio-pci && .*drivers_probe' /tmp/refused.log | head -n 1 >/tmp/paste
     sh -e /tmp/paste
+    doctor "nvme:$(cat /run/bdf) can be a disk, by $INTERFACE"
     expect "driver" "$(basename "$(readlink "/sys/bus/pci/devices/$(cat /run/bdf)/driver")")" vfio-pci
 }
 

@@ -12,7 +12,7 @@ mod address;
 mod open;
 
 pub use address::{Address, AddressError};
-pub use nvme::{OpenError, settle};
+pub use nvme::{OpenError, controllers, settle};
 pub use open::open;
 #[cfg(test)]
 pub(crate) use open::over_model;
