@@ -15,8 +15,12 @@ step() {
         77) echo "STEP $name SKIP $(tail -n 1 /tmp/step.log)" >&3 ;;
         *) echo "STEP $name FAIL exit $code: $(tail -n 4 /tmp/step.log | tr '\n' '|')" >&3 ;;
     esac
+    STEP_CODE=$code
     return $code
 }
+
+# Whether the last step ended well. `step … || …` does not do: bash would ignore `set -e` in the step.
+passed() { [ "$STEP_CODE" -eq 0 ]; }
 
 # note TEXT: what the host prints with the step when it ends well, a measured figure for one.
 note() { echo -n ", $*" >>/tmp/note; }

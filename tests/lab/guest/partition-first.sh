@@ -14,4 +14,4 @@ step scan scan
 step raw raw
 step no_faults no_faults
 # At once, so that whoever has the adapter keeps it.
-step kexec_load kexec_load && kexec --exec
+step kexec_load kexec_load; passed && kexec --exec

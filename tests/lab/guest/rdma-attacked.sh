@@ -36,11 +36,11 @@ attend() {
     within 20 srp_disk
 }
 
-step device device_up || { report; return; }
+step device device_up; passed || { report; return; }
 step layer layer
 SRP_ALLOW=any
-step target target_start || { report; return; }
-step attend attend || { report; return; }
+step target target_start; passed || { report; return; }
+step attend attend; passed || { report; return; }
 BYSTANDER=$(srp_disk)
 step attacked attacked
 report

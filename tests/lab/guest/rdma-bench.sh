@@ -85,9 +85,9 @@ rounds() {
     done
 }
 
-step device device_up || { report; return; }
-step targets targets || { report; return; }
-step iser_login iser_login || { report; return; }
-step srp_login srp_logins || { report; return; }
+step device device_up; passed || { report; return; }
+step targets targets; passed || { report; return; }
+step iser_login iser_login; passed || { report; return; }
+step srp_login srp_logins; passed || { report; return; }
 step rounds rounds
 report

@@ -75,8 +75,8 @@ device_removal() {
     srp_logout
 }
 
-step device device_up || { report; return; }
-step await_target await_target || { report; return; }
+step device device_up; passed || { report; return; }
+step await_target await_target; passed || { report; return; }
 SRP_LINE=$(cat /tmp/srp-line)
 step iser iser
 step srp srp

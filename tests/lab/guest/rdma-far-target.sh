@@ -9,7 +9,7 @@ serve() {
 
 until_the_end() { host initiator-ended; }
 
-step device device_up || { report; return; }
-step target serve || { report; return; }
+step device device_up; passed || { report; return; }
+step target serve; passed || { report; return; }
 step until_the_end until_the_end
 report

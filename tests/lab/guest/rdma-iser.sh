@@ -132,9 +132,9 @@ chap_missing() {
     refused 24 node over-iser --login
 }
 
-step device device_up || { report; return; }
-step target target_start || { report; return; }
-step initiator iscsi_up || { report; return; }
+step device device_up; passed || { report; return; }
+step target target_start; passed || { report; return; }
+step initiator iscsi_up; passed || { report; return; }
 step discovery_over_iser discovery
 step login plain_login
 step sg_inq_and_vpd inquiry

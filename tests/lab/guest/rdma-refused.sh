@@ -39,7 +39,7 @@ refused_1000_times() {
     verify_on "$(srp_disk)" --bs=4k --iodepth=16 --size=1M
 }
 
-step device device_up || { report; return; }
-step target target_start || { report; return; }
+step device device_up; passed || { report; return; }
+step target target_start; passed || { report; return; }
 step refused_1000_times refused_1000_times
 report

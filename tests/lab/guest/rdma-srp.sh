@@ -150,8 +150,8 @@ device_removal() {
     srp_logout
 }
 
-step device device_up || { report; return; }
-step target target_start || { report; return; }
+step device device_up; passed || { report; return; }
+step target target_start; passed || { report; return; }
 step default_with_immediate_data default_login
 step two_channels two_channels
 step indirect_tables indirect_tables

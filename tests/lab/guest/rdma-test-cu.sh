@@ -40,7 +40,7 @@ suite() {
     note "$again attempts died in libiscsi"
 }
 
-step device device_up || { report; return; }
-step target target_start || { report; return; }
+step device device_up; passed || { report; return; }
+step target target_start; passed || { report; return; }
 step iscsi_test_cu suite
 report

@@ -63,6 +63,6 @@ rounds() {
     done
 }
 
-step handlers handlers || { report; return; }
+step handlers handlers; passed || { report; return; }
 step rounds rounds
 report
