@@ -1,7 +1,7 @@
 //! Which memory devices reach: pool buffers when they are first used, and memory of guests for as
 //! long as it is mapped.
 //!
-//! A device that is opened later learns of what is there already ([`introduce`]). What a device
+//! A device that is opened later learns of what is there already (`introduce`). What a device
 //! cannot be told of, because the system limits locked memory, is copied instead.
 #![allow(unsafe_code)] // Memory is handed to devices.
 
