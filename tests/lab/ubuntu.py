@@ -9,10 +9,11 @@ import os
 import pathlib
 import subprocess
 import tempfile
+import time
 import urllib.request
 
 from guest import Kernel
-from harness import CACHE, Skip, check
+from harness import CACHE, Failed, Skip, check
 
 MIRROR = os.environ.get("UBUNTU_MIRROR") or "http://archive.ubuntu.com/ubuntu"
 POOL = "pool/main/l/linux"
@@ -24,6 +25,7 @@ PACKAGES = {
         "3f17f2c279257eb50e40da44390bdf8272c440ca078831c348773d1314b5c2fe",
 }
 SECONDS = 300
+ATTEMPTS, PAUSE = 4, 10
 
 
 def kernel():
@@ -44,8 +46,15 @@ def kernel():
 
 
 def _download(url, path, digest):
-    with urllib.request.urlopen(url, timeout=SECONDS) as answer:
-        data = answer.read()
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            with urllib.request.urlopen(url, timeout=SECONDS) as answer:
+                data = answer.read()
+            break
+        except OSError as error:
+            if not left:
+                raise Failed(f"{url}: {error}; UBUNTU_MIRROR names another mirror") from error
+            time.sleep(PAUSE)
     found = hashlib.sha256(data).hexdigest()
     check(found == digest, f"{url} has SHA-256 {found}, not {digest}")
     path.write_bytes(data)
